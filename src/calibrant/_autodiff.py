@@ -1,0 +1,171 @@
+"""AD modes: how the derivative of the loop over time is computed. Every mode gives the same numbers.
+
+| mode | time | memory | use it for |
+| --- | --- | --- | --- |
+| `ReverseMode` | about 3 simulations | every step is stored | small models |
+| `CheckpointedReverseMode` | about 4 simulations | about 2 sqrt(T) states | many parameters |
+| `HybridMode` | about 1 + P / 2 simulations | P tangents, nothing stored over time | few parameters, many agents |
+
+Whichever runs inside, `simulate` is an ordinary JAX function outside: `grad`, `jvp`, `hessian`, `vmap` and `jit` of it
+work. Second derivatives under a finite horizon are the derivative of the truncated gradient along *all* paths.
+"""
+
+import abc
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, PyTree
+
+from calibrant._horizon import AbstractHorizon, FullHorizon
+from calibrant._loop import Loop
+
+
+class AbstractMode(eqx.Module):
+    """How the loop over time is run and differentiated."""
+
+    #: Whether a reverse pass stores the simulation (then running few at once must recompute them to save memory).
+    stores_steps: eqx.AbstractClassVar[bool]
+
+    @abc.abstractmethod
+    def scan(self, body: Any, init: Any, xs: Any) -> tuple[Any, Any]:
+        """Like `jax.lax.scan(body, init, xs)`."""
+
+    @abc.abstractmethod
+    def run(self, params: Any, loop: Loop, horizon: AbstractHorizon) -> tuple[PyTree[Array], Array]:
+        """`loop.run(params)`, differentiable in `params` by this mode under this horizon."""
+
+    @abc.abstractmethod
+    def tangent(self, theta: Any, fixed: Any, v: Any, loop: Loop, horizon: AbstractHorizon) -> tuple[Any, Any]:
+        """Outputs and their tangents along `v`; linear in `v`, so that reverse mode can transpose it."""
+
+
+@eqx.filter_custom_jvp
+def _run_by_rule(params: Any, *, mode: AbstractMode, loop: Loop, horizon: AbstractHorizon) -> Any:
+    del horizon
+    return loop.run(params, mode.scan)
+
+
+@_run_by_rule.def_jvp
+def _run_by_rule_jvp(primals, tangents, *, mode, loop, horizon):
+    (params,), (v,) = primals, tangents
+    moved = jax.tree.map(lambda _, t: t is not None, params, v)
+    theta, fixed = eqx.partition(params, moved)
+    return mode.tangent(theta, fixed, v, loop, horizon)
+
+
+def _plain_scan(body: Any, init: Any, xs: Any) -> tuple[Any, Any]:
+    return jax.lax.scan(body, init, xs)
+
+
+def _run_reverse(mode: AbstractMode, params: Any, loop: Loop, horizon: AbstractHorizon) -> Any:
+    if isinstance(horizon, FullHorizon):
+        return loop.run(params, mode.scan)  # the ordinary derivative: JAX needs no rule
+    return _run_by_rule(params, mode=mode, loop=loop, horizon=horizon)
+
+
+class ReverseMode(AbstractMode):
+    """Let JAX differentiate the loop; a reverse pass stores every step."""
+
+    stores_steps = True
+
+    def scan(self, body, init, xs):
+        return _plain_scan(body, init, xs)
+
+    def run(self, params, loop, horizon):
+        return _run_reverse(self, params, loop, horizon)
+
+    def tangent(self, theta, fixed, v, loop, horizon):
+        return loop.run_with_tangent(theta, fixed, v, horizon, self.scan, columns=False)
+
+
+class CheckpointedReverseMode(AbstractMode):
+    """Reverse mode that stores the state at the start of each segment and recomputes the rest.
+
+    **Arguments:** `segments`, how many; `None` takes about sqrt(T), which makes the peak grow as sqrt(T) (Griewank and
+    Walther 2008, section 12, for more levels than the one used here).
+    """
+
+    segments: int | None = eqx.field(default=None, static=True)
+
+    stores_steps = True
+
+    def __check_init__(self):
+        if self.segments is not None and self.segments < 1:
+            raise ValueError(f"CheckpointedReverseMode needs at least one segment, got {self.segments}.")
+
+    def scan(self, body, init, xs):
+        steps = jax.tree.leaves(xs)[0].shape[0]
+        segments = min(self.segments or max(1, math.isqrt(steps)), max(steps, 1))
+        length = steps // segments
+        whole = segments * length
+
+        @jax.checkpoint
+        def segment(carry, xs):
+            return jax.lax.scan(body, carry, xs)
+
+        head = jax.tree.map(lambda x: x[:whole].reshape(segments, length, *x.shape[1:]), xs)
+        carry, ys = jax.lax.scan(segment, init, head)
+        ys = jax.tree.map(lambda y: y.reshape(whole, *y.shape[2:]), ys)
+        if whole == steps:
+            return carry, ys
+        carry, rest = segment(carry, jax.tree.map(lambda x: x[whole:], xs))
+        return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, rest)
+
+    def run(self, params, loop, horizon):
+        return _run_reverse(self, params, loop, horizon)
+
+    def tangent(self, theta, fixed, v, loop, horizon):
+        return loop.run_with_tangent(theta, fixed, v, horizon, self.scan, columns=False)
+
+
+class HybridMode(AbstractMode):
+    """Forward mode through the simulator, reverse mode outside (Quera-Bofarull et al. 2023, section 3).
+
+    Its rule computes the Jacobian of the outputs by forward mode beside the simulation, storing nothing over time, and
+    returns the product with the tangent. A reverse pass outside therefore keeps the Jacobian alone: (outputs) x (number
+    of differentiated parameter values).
+
+    **Arguments:** `chunk`, how many tangents are carried at once, `None` for all. Each chunk simulates again.
+    """
+
+    chunk: int | None = eqx.field(default=None, static=True)
+
+    stores_steps = False
+
+    def __check_init__(self):
+        if self.chunk is not None and self.chunk < 1:
+            raise ValueError(f"HybridMode needs a chunk of at least one parameter, got {self.chunk}.")
+
+    def scan(self, body, init, xs):
+        return _plain_scan(body, init, xs)
+
+    def run(self, params, loop, horizon):
+        return _run_by_rule(params, mode=self, loop=loop, horizon=horizon)
+
+    def tangent(self, theta, fixed, v, loop, horizon):
+        flat_theta, unravel = ravel_pytree(theta)
+        flat_v, _ = ravel_pytree(v)
+        size = flat_theta.shape[0]
+        chunk = min(self.chunk or size, size)
+        chunks = -(-size // chunk)
+        basis = jnp.eye(chunks * chunk, size, dtype=flat_theta.dtype).reshape(chunks, chunk, size)
+
+        def some_columns(basis):
+            columns = jax.vmap(unravel, out_axes=-1)(basis)
+            return loop.run_with_tangent(theta, fixed, columns, horizon, self.scan, columns=True)
+
+        if chunks == 1:
+            primal, jacobian = some_columns(basis[0])
+        else:
+            primal, parts = jax.lax.map(some_columns, basis)
+            primal = jax.tree.map(lambda x: x[0], primal)
+            jacobian = jax.tree.map(lambda j: jnp.moveaxis(j, 0, -2).reshape(*j.shape[1:-1], -1)[..., :size], parts)
+
+        def times_v(column):
+            return jnp.tensordot(column, flat_v.astype(column.dtype), axes=1, precision=jax.lax.Precision.HIGHEST)
+
+        return primal, jax.tree.map(times_v, jacobian)

@@ -1,0 +1,145 @@
+"""`calibrate`: the loop over a method's public `init`, `step`, `evaluate` and `terminate`."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import numpyro.distributions as dist
+
+from calibrant._calibration import Calibration
+from calibrant._prior import Prior
+from calibrant._problem import Problem
+from calibrant._progress import AbstractProgress, NoProgress, TerminalProgress
+from calibrant.inference import GVI, AbstractMethod, Evaluation, Result
+
+_FIXED, _FRESH = 0, 1
+_KEPT_FAILURES = 10_000
+
+
+class CalibrationError(RuntimeError):
+    """A calibration that did not end well; `calibration` holds what there is."""
+
+    def __init__(self, calibration: Calibration):
+        super().__init__(calibration.reason)
+        self.calibration = calibration
+
+
+def calibrate(
+    problem: Problem,
+    priors: "Prior | Mapping[str, dist.Distribution] | None" = None,
+    *,
+    method: AbstractMethod | None = None,
+    seed: int = 0,
+    progress: "bool | AbstractProgress" = True,
+    throw: bool = True,
+) -> Calibration:
+    """Fit a posterior.
+
+    **Arguments:**
+
+    - `problem`: model, data and loss.
+    - `priors`: of the free parameters, by name; by default all of the model's own.
+    - `method`: `GVI()` by default.
+    - `seed`: equal seeds give equal bits (same program, versions and kind of device).
+    - `progress`: a bar on standard error, or an object of one's own.
+    - `throw`: raise `CalibrationError` if it did not end well; otherwise the result code says so.
+
+    **Returns:** a `Calibration`. An interrupt (Ctrl-C) ends the run between updates, with the best so far.
+    """
+    method = GVI() if method is None else method
+    prior = priors if isinstance(priors, Prior) else Prior.of(problem, priors)
+    method.check(problem, prior)
+    total, every = getattr(method, "max_updates", 0), getattr(method, "evaluate_every", 100)
+    if isinstance(progress, bool):
+        progress = TerminalProgress(total) if progress else NoProgress()
+    started = time.perf_counter()
+
+    state = method.init(problem, prior, seed)
+    best, history, records = state, [_row(0, method.evaluate(problem, state, _FIXED))], []
+    result, compiled = None, 0.0
+    with progress:
+        try:
+            while result is None:
+                now = time.perf_counter()
+                state, record = method.step(problem, state, min(every, total - int(state.update)))
+                records.append(jax.tree.map(np.asarray, record))
+                compiled = compiled or time.perf_counter() - now
+                history.append(_row(int(state.update), method.evaluate(problem, state, _FIXED)))
+                row = history[-1]
+                if row["objective"] <= min(h["objective"] for h in history if np.isfinite(h["objective"])):
+                    best = state
+                failed = 1 - np.mean(records[-1].finite)
+                result = (
+                    Result.TOO_MANY_FAILURES
+                    if failed > getattr(method, "max_failed_fraction", 1.0)
+                    else method.terminate(history)
+                )
+                message = f"loss {row['loss']:.4g}, KL {row['kl']:.3g}"
+                progress.advance(len(records[-1].loss), message + (f", {failed:.0%} failed" if failed else ""))
+        except KeyboardInterrupt:
+            result = Result.INTERRUPTED
+    evaluation = method.evaluate(problem, best, _FRESH)
+    calibration = _finish(best, result, evaluation, history, records, method, seed)
+    seconds = time.perf_counter() - started
+    calibration.timings.update(total=seconds, first_updates=compiled)
+    if throw and not result.successful and result is not Result.INTERRUPTED:
+        raise CalibrationError(calibration)
+    return calibration
+
+
+def _row(update: int, evaluation: Evaluation) -> dict[str, float]:
+    return {
+        "update": update,
+        "loss": float(evaluation.loss),
+        "kl": float(evaluation.kl),
+        "objective": float(evaluation.objective),
+        "standard_error": float(evaluation.standard_error),
+        "failed": int(evaluation.failed),
+    }
+
+
+def _finish(best, result: Result, evaluation, history, records, method, seed: int) -> Calibration:
+    fields = ("loss", "kl", "objective", "gradient_norm", "signal_to_noise")
+    updates = {name: np.concatenate([getattr(r, name) for r in records] or [np.zeros(0)]) for name in fields}
+    prior = best.posterior.prior
+    dim = prior.dim
+    finite = np.concatenate([r.finite.ravel() for r in records] or [np.zeros(0, bool)])
+    z = np.concatenate([r.coordinates.reshape(-1, dim) for r in records] or [np.zeros((0, dim))])
+    updates["failed"] = np.concatenate([np.sum(~r.finite, axis=1) for r in records] or [np.zeros(0)])
+    failed = z[~finite][:_KEPT_FAILURES]
+    failures = jax.vmap(prior.constrain)(failed) if len(failed) else {}
+    last = history[-1]
+    reasons: dict[Result, str] = {
+        Result.CONVERGED: "No improvement on the evaluation set for as long as `patience` allows.",
+        Result.MAX_UPDATES: "All updates were made.",
+        Result.INTERRUPTED: "Interrupted; the posterior is the best so far.",
+        Result.TOO_MANY_FAILURES: (
+            f"{_failed_of(records[-1])} of the last simulations were not finite, more than `max_failed_fraction` "
+            "allows; see `failures` for where in parameter space, and narrow the prior there."
+            if records
+            else ""
+        ),
+        Result.NON_FINITE: (
+            f"The objective at update {last['update']} is not finite: no simulation of the evaluation set was."
+        ),
+    }
+    per_update = getattr(method, "simulations", 1) * getattr(method, "replicates", 1)
+    return Calibration(
+        posterior=best.posterior,
+        result=result,
+        reason=reasons[result],
+        evaluation={k: v for k, v in _row(0, evaluation).items() if k != "update"},
+        history=history,
+        updates=updates,
+        failures={k: np.asarray(v) for k, v in failures.items()},
+        n_simulations=len(updates["loss"]) * per_update,
+        n_failed=int(np.sum(~finite)),
+        seed=seed,
+        timings={},
+    )
+
+
+def _failed_of(record: Any) -> str:
+    return f"{np.sum(~record.finite)} of {record.finite.size}"

@@ -1,0 +1,113 @@
+"""The interface of a model: `init`, `step`, `observe`, and the named parameters they take."""
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, PyTree
+
+from calibrant._randomness import Randomness
+
+State = PyTree[Array]
+Outputs = PyTree[Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterInfo:
+    """What is known of a parameter before any data: its default, prior, units and meaning."""
+
+    default: Any
+    prior: dist.Distribution | None
+    units: str
+    description: str
+
+
+def _to_float_array(x: Any) -> Any:
+    # Tracers, batched arrays and the placeholders JAX puts into PyTrees pass through untouched.
+    return jnp.asarray(x, dtype=float) if isinstance(x, (bool, int, float, list, tuple, np.generic, np.ndarray)) else x
+
+
+def parameter(
+    default: Any, *, prior: dist.Distribution | None = None, units: str = "", description: str = ""
+) -> Any:
+    """Declare a field of a `Params` class.
+
+    **Arguments:** `default`, a number or an array of the parameter's shape; `prior`, a numpyro distribution of that
+    shape, used where the user gives none (without one, the parameter stays at its value unless the user gives one);
+    `units` and `description`, for reports.
+    """
+    info = ParameterInfo(default, prior, units, description)
+    return eqx.field(default=default, converter=_to_float_array, metadata={"parameter": info})
+
+
+class Params(eqx.Module):
+    """Base of the named containers of a model's parameters: subclass it, one `parameter(...)` a field."""
+
+    @classmethod
+    def describe(cls) -> dict[str, ParameterInfo]:
+        """Name -> `ParameterInfo`, in order of declaration."""
+        return {f.name: f.metadata["parameter"] for f in dataclasses.fields(cls) if "parameter" in f.metadata}
+
+    def replace(self, values: Mapping[str, Any]) -> Self:
+        """A copy with the named fields changed.
+
+        **Raises:** `ValueError` for a name that is no field.
+        """
+        unknown = [name for name in values if name not in self.describe()]
+        if unknown:
+            raise ValueError(
+                f"{type(self).__name__} has no parameter {', '.join(map(repr, unknown))}; "
+                f"it has {', '.join(self.describe())}."
+            )
+        return dataclasses.replace(self, **values)
+
+
+class AbstractModel(eqx.Module):
+    """An agent-based model in discrete time.
+
+    Fields are its constants: whatever is large (a network, a population) belongs in an array field, and then travels as
+    an argument of the compiled program. A model draws through `rng` only, and never mentions automatic differentiation,
+    a gradient estimator or a horizon.
+
+    `Params`, a class attribute, is the class of its parameters.
+    """
+
+    Params: eqx.AbstractClassVar[type[Params]]
+
+    @abc.abstractmethod
+    def init(self, params: Any, rng: Randomness) -> State:
+        """The state before the first step: a PyTree of arrays."""
+
+    @abc.abstractmethod
+    def step(self, params: Any, state: Any, inputs_t: Any, rng: Randomness) -> State:
+        """The state one step later, of the same structure, shapes and dtypes. `inputs_t` is one time slice of `inputs`."""
+
+    @abc.abstractmethod
+    def observe(self, params: Any, state: Any, inputs_t: Any, rng: Randomness) -> Outputs:
+        """What is kept of the state after each step. It is not a transition: no horizon cuts its direct dependence."""
+
+    def summarise(self, params: Any, outputs: Any) -> PyTree[Array]:
+        """What is compared with data, from the outputs of all steps (leading axis: time).
+
+        Whatever accumulates or is delayed (cumulative cases, deaths weeks after infection) belongs here, outside the
+        scan over time and so outside the horizon. The default returns the outputs unchanged.
+        """
+        del params
+        return outputs
+
+    @property
+    def default_steps(self) -> int | None:
+        """How many steps to simulate if nobody says, or `None`."""
+        return None
+
+
+def describe_shapes(tree: PyTree) -> str:
+    """Shapes and dtypes of a PyTree, for error messages."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return ", ".join(f"{jax.tree_util.keystr(path) or 'value'}: {x.dtype}{list(x.shape)}" for path, x in leaves)

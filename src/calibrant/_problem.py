@@ -1,0 +1,72 @@
+"""`Problem`: a model with its data and the loss that compares them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from calibrant._model import AbstractModel
+from calibrant._simulate import resolve_steps
+from calibrant.losses import AbstractLoss, as_loss
+
+
+class Problem(eqx.Module):
+    """What is to be calibrated.
+
+    **Arguments:**
+
+    - `model`; `data`, arrays shaped like its outputs, NaN where nothing was observed; `loss`, a `losses` object or a
+      function `(simulations, data, params) -> scalar`.
+    - `params`: values of the parameters that are not free (the model's defaults if `None`).
+    - `inputs`, `steps`: as in `simulate`.
+    """
+
+    model: AbstractModel
+    data: PyTree[Array]
+    loss: AbstractLoss
+    params: Any
+    inputs: PyTree[Array]
+    steps: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        model: AbstractModel,
+        data: Any,
+        loss: AbstractLoss | Callable,
+        *,
+        params: Any = None,
+        inputs: Any = None,
+        steps: int | None = None,
+    ):
+        self.model = model
+        self.data = jax.tree.map(lambda x: jnp.asarray(x, dtype=float), data)
+        self.loss = as_loss(loss)
+        self.params = model.Params() if params is None else params
+        if not isinstance(self.params, model.Params):
+            raise ValueError(
+                f"{type(model).__name__} takes parameters of class {model.Params.__qualname__}, "
+                f"got {type(self.params).__name__}."
+            )
+        self.inputs = jax.tree.map(jnp.asarray, inputs)
+        self.steps = resolve_steps(model, self.inputs, steps)
+        clash = set(self.loss.parameters) & set(self.parameter_names)
+        if clash:
+            raise ValueError(f"The loss and the model both have a parameter {sorted(clash)}; rename the loss's.")
+
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """Names of the model's parameters."""
+        return tuple(self.model.Params.describe())
+
+    def with_values(self, values: Mapping[str, Array]) -> Any:
+        """The model's parameters with the free ones replaced; the loss's own are left out."""
+        return self.params.replace({k: v for k, v in values.items() if k in self.parameter_names})
+
+    def evaluate(self, simulations: PyTree[Array], values: Mapping[str, Array]) -> Array:
+        """The loss of simulations (leading axis: replicates) at the given free values."""
+        params = self.with_values(values)
+        named = {name: getattr(params, name) for name in self.parameter_names}
+        return self.loss(simulations, self.data, {**named, **values})

@@ -1,0 +1,107 @@
+"""`simulate`: a model, parameters and a seed to a trajectory."""
+
+from typing import Any
+
+import equinox as eqx
+import equinox.internal as eqxi
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from calibrant._autodiff import AbstractMode, ReverseMode
+from calibrant._horizon import AbstractHorizon, FullHorizon
+from calibrant._loop import Loop
+from calibrant._model import AbstractModel
+from calibrant._randomness import as_seed
+from calibrant._sampling import AbstractSamplingRule, StraightThrough
+
+
+class Trajectory(eqx.Module):
+    """What a simulation gives back.
+
+    `outputs`: `model.summarise` of what `observe` returned after each of the steps (leading axis: time).
+    `log_prob`: log-probability of all discrete draws at times 0 (`init`), 1, ..., steps; `None` unless recorded.
+    """
+
+    outputs: PyTree[Array]
+    log_prob: Float[Array, " steps+1"] | None
+
+
+def _refuse_tangent(path: Any, leaf: Any, what: str) -> Any:
+    if not eqx.is_inexact_array(leaf):
+        return leaf
+    name = f"{what}{jax.tree_util.keystr(path)}"
+    return eqxi.nondifferentiable(
+        leaf,
+        msg=f"simulate was differentiated with respect to {name}, which is no parameter; declare it in the model's "
+        "Params, or stop its gradient.",
+    )
+
+
+def _guard(tree: PyTree, what: str) -> PyTree:
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: _refuse_tangent(path, leaf, what), tree)
+
+
+def resolve_steps(model: AbstractModel, inputs: PyTree, steps: int | None) -> int:
+    """The number of steps, from `steps`, the leading axis of `inputs`, or the model's default.
+
+    **Raises:** `ValueError` where they disagree or none says.
+    """
+    lengths = {leaf.shape[0] if getattr(leaf, "ndim", 0) else None for leaf in jax.tree.leaves(inputs)}
+    if None in lengths or len(lengths) > 1:
+        raise ValueError("Every array of `inputs` needs the same leading axis of time.")
+    if steps is None:
+        steps = lengths.pop() if lengths else model.default_steps
+    elif lengths and lengths != {steps}:
+        raise ValueError(f"`inputs` cover {lengths.pop()} steps but steps={steps} were asked for.")
+    if steps is None or steps < 1:
+        raise ValueError(f"{type(model).__name__} needs `steps` (a whole number >= 1) or `inputs`, got {steps}.")
+    return steps
+
+
+@eqx.filter_jit
+def simulate(
+    model: AbstractModel,
+    params: Any,
+    *,
+    seed: int | Array,
+    steps: int | None = None,
+    inputs: PyTree[Array] = None,
+    rule: AbstractSamplingRule | None = None,
+    mode: AbstractMode | None = None,
+    horizon: AbstractHorizon | None = None,
+    record: bool = False,
+) -> Trajectory:
+    """Run a model.
+
+    **Arguments:**
+
+    - `model`, `params`: the model and an instance of its `Params`, the one thing that can be differentiated.
+    - `seed`: an integer, or two `uint32` words; equal seeds draw equal numbers whatever the parameters.
+    - `steps`: how many; by default the length of `inputs`, else the model's own default.
+    - `inputs`: arrays with a leading time axis, a slice of which each step receives.
+    - `rule`: how discrete draws are realised and differentiated; straight-through by default.
+    - `mode`, `horizon`: how, and along which paths, derivatives are taken; `ReverseMode()` and `FullHorizon()`.
+    - `record`: also return the log-probability of the discrete draws.
+
+    **Returns:** a `Trajectory`.
+
+    **Raises:** `ValueError` for a model whose step changes the shape of its state, for a draw that would repeat
+    itself, and for a tangent on a float input that is no parameter.
+    """
+    rule = StraightThrough() if rule is None else rule
+    mode = ReverseMode() if mode is None else mode
+    horizon = FullHorizon() if horizon is None else horizon
+    if not isinstance(params, model.Params):
+        raise ValueError(
+            f"{type(model).__name__} takes parameters of class {model.Params.__qualname__}, got {type(params).__name__}."
+        )
+    if record and not rule.hard:
+        raise ValueError(
+            f"{type(rule).__name__} draws relaxed samples, which have no probability to record; use Hard()."
+        )
+    steps = resolve_steps(model, inputs, steps)
+    loop = Loop(_guard(model, "model"), _guard(inputs, "inputs"), as_seed(seed), _guard(rule, "rule"), steps, record)
+    outputs, log_prob = mode.run(params, loop, _guard(horizon, "horizon"))
+    outputs = model.summarise(params, outputs)
+    return Trajectory(jax.tree.map(jnp.asarray, outputs), log_prob if record else None)

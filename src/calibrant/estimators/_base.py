@@ -1,0 +1,41 @@
+"""The interface of gradient estimators."""
+
+import abc
+from collections.abc import Callable, Mapping
+
+import equinox as eqx
+from jaxtyping import Array, Float, UInt32
+
+from calibrant._problem import Problem
+from calibrant._sampling import AbstractSamplingRule
+from calibrant._simulate import Trajectory
+
+Values = Mapping[str, Array]
+#: `run(values, seeds, rule, record)`: trajectories of shape (batch, replicates, ...).
+Run = Callable[[Values, Array, AbstractSamplingRule, bool], Trajectory]
+
+
+class AbstractEstimator(eqx.Module):
+    """An estimate of `d E[loss] / d theta`: how many coupled simulations, and how they are combined.
+
+    It is written as losses whose ordinary derivative *is* the estimate, so everything that differentiates a loss
+    differentiates it.
+    """
+
+    #: Whether its expectation is the derivative of the expected loss, for hard draws and under the full horizon.
+    unbiased: eqx.AbstractClassVar[bool]
+
+    @abc.abstractmethod
+    def losses(
+        self, problem: Problem, run: Run, values: Values, seeds: UInt32[Array, "batch replicates 2"]
+    ) -> tuple[Float[Array, " batch"], Trajectory]:
+        """The loss at each of a batch of values, differentiable in `values`, and the trajectories behind it."""
+
+    def check(self, problem: Problem, batch: int, replicates: int) -> None:
+        """Refuse, with a `ValueError`, what this estimator cannot do."""
+        if replicates < problem.loss.min_replicates:
+            raise ValueError(
+                f"{type(problem.loss).__name__} needs at least {problem.loss.min_replicates} replicates "
+                f"of each parameter value, got {replicates}; set `replicates`."
+            )
+        del batch

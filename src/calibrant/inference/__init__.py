@@ -1,0 +1,10 @@
+"""Inference methods behind one interface."""
+
+from calibrant.inference._base import AbstractMethod as AbstractMethod
+from calibrant.inference._base import Evaluation as Evaluation
+from calibrant.inference._base import Result as Result
+from calibrant.inference._base import State as State
+from calibrant.inference._base import UpdateRecord as UpdateRecord
+from calibrant.inference._gvi import GVI as GVI
+from calibrant.inference._gvi import FlowScore as FlowScore
+from calibrant.inference._gvi import default_optimiser as default_optimiser

@@ -1,0 +1,86 @@
+"""The interface of inference methods: `init`, `step`, `evaluate`, `terminate`, all of them public.
+
+`calibrant.calibrate` is the loop over these; anybody can write another.
+"""
+
+import abc
+import enum
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
+
+from calibrant._prior import Prior
+from calibrant._problem import Problem
+from calibrant.posteriors import Posterior
+
+
+class Result(enum.Enum):
+    """How a calibration ended."""
+
+    CONVERGED = "converged"
+    MAX_UPDATES = "max updates"
+    INTERRUPTED = "interrupted"
+    TOO_MANY_FAILURES = "too many failures"
+    NON_FINITE = "non-finite"
+
+    @property
+    def successful(self) -> bool:
+        """Whether the posterior is what was asked for."""
+        return self in (Result.CONVERGED, Result.MAX_UPDATES)
+
+
+class UpdateRecord(eqx.Module):
+    """What one update saw. Arrays gain a leading axis when many updates are recorded together."""
+
+    loss: Float[Array, " *updates"]
+    kl: Float[Array, " *updates"]
+    objective: Float[Array, " *updates"]
+    gradient_norm: Float[Array, " *updates"]
+    #: Norm of the mean gradient over simulations, relative to the standard error of that mean.
+    signal_to_noise: Float[Array, " *updates"]
+    coordinates: Float[Array, "*updates simulations dim"]
+    finite: Bool[Array, "*updates simulations"]
+
+
+class State(eqx.Module):
+    """The state of an iterative method between updates: all that is needed to go on."""
+
+    posterior: Posterior
+    optimiser: PyTree[Array]
+    update: Int[Array, ""]
+    seed: UInt32[Array, "2"]
+
+
+class Evaluation(eqx.Module):
+    """The objective on a set of draws of flow and simulation noise, with its standard error."""
+
+    loss: Float[Array, ""]
+    kl: Float[Array, ""]
+    objective: Float[Array, ""]
+    standard_error: Float[Array, ""]
+    failed: Int[Array, ""]
+
+
+class AbstractMethod(eqx.Module):
+    """An iterative way to find a posterior."""
+
+    @abc.abstractmethod
+    def check(self, problem: Problem, prior: Prior) -> None:
+        """Refuse, with a `ValueError`, what cannot work."""
+
+    @abc.abstractmethod
+    def init(self, problem: Problem, prior: Prior, seed: int) -> State:
+        """The state before the first update."""
+
+    @abc.abstractmethod
+    def step(self, problem: Problem, state: State, updates: int) -> tuple[State, UpdateRecord]:
+        """So many updates, in one compiled program."""
+
+    @abc.abstractmethod
+    def evaluate(self, problem: Problem, state: State, stream: int) -> Evaluation:
+        """The objective on the fixed set of draws number `stream`."""
+
+    @abc.abstractmethod
+    def terminate(self, history: list[dict[str, Any]]) -> Result | None:
+        """Whether to stop, given the evaluations so far (dictionaries with `update` and `objective`)."""

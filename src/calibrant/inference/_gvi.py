@@ -1,0 +1,300 @@
+"""Generalised variational inference.
+
+Knoblauch, Jewson, Damoulas 2022, JMLR 23(132); for agent-based models Quera-Bofarull et al. 2023, arXiv 2305.15340 and
+2307.01085. It minimises
+
+    E_{theta ~ q_phi} E_seed [ loss(simulations(theta, seed), y) ]  +  w KL(q_phi || prior)
+
+over the parameters phi of a normalizing flow. With `theta = T_phi(noise)` an update estimates
+
+    d/dphi = (1/S) sum_s (dtheta_s/dphi)' g_s  +  w dKL/dphi,        g_s an estimate of d E[loss] / dtheta at theta_s
+
+so the simulator only has to give the `g_s` (by any estimator, horizon and AD mode), and the flow is differentiated by
+reverse mode outside. A simulation that is not finite is masked in both sums and counted. The KL keeps its full
+gradient, entropy included.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from calibrant._autodiff import AbstractMode, ReverseMode
+from calibrant._expect import expect
+from calibrant._horizon import AbstractHorizon, FullHorizon
+from calibrant._prior import Prior
+from calibrant._problem import Problem
+from calibrant._randomness import as_seed, seeds
+from calibrant.estimators import AbstractEstimator, Pathwise
+from calibrant.inference._base import AbstractMethod, Evaluation, Result, State, UpdateRecord
+from calibrant.posteriors import AbstractPosterior, MaskedAutoregressiveFlow, Posterior, kl_from_prior, trainable
+
+_FLOW_NOISE, _FIT_TO_PRIOR = 0, 1
+_EVALUATION_STREAMS = 0xFFFF0000  # far above any update number
+
+
+class FlowScore(eqx.Module):
+    """The score of the flow: `d/dphi` from losses alone, for simulators that are black boxes.
+
+    `d/dphi E[L] = E[(L - B) d log q_phi(theta) / dphi]` at fixed theta; the baseline `B` of a simulation is the mean
+    loss of the others of the update (Ranganath, Gerrish, Blei 2014, arXiv 1401.0118; Kool et al. 2019). Unbiased
+    whatever the simulator, and noisy: see the docs for what it costs.
+    """
+
+
+def default_optimiser(learning_rate: Any = 1e-3, weight_decay: float = 1e-4, clip: float = 1.0):
+    """AdamW after clipping the gradient to a global norm of `clip`.
+
+    Weight decay pulls the flow towards its start, the prior; at 1e-4 (times the learning rate, an update) its effect
+    on the posterior is negligible.
+    """
+    return optax.chain(optax.clip_by_global_norm(clip), optax.adamw(learning_rate, weight_decay=weight_decay))
+
+
+class GVI(AbstractMethod):
+    """Generalised variational inference.
+
+    **Arguments:**
+
+    - `weight`: `w`, of the KL divergence from the prior. 1 with a negative log-likelihood is Bayes.
+    - `simulations`: parameter values an update; `replicates`: simulations of each.
+    - `max_updates`; `optimiser`, an optax transformation; by default AdamW of `learning_rate` 1e-3 (weight decay 1e-4)
+      after clipping at norm 1.
+    - `estimator`: of the gradient in the parameters (`Pathwise()`, ...), or `FlowScore()`.
+    - `mode`, `horizon`, `simulations_at_once`: as in `expect`.
+    - `kl_samples`: draws of the flow for the KL; the first `simulations` of them are also simulated.
+    - `evaluate_every`, `evaluation_simulations`: every so many updates the objective is evaluated on a fixed set of
+      draws; the flow that does best on it is kept.
+    - `patience`: stop after so many evaluations without improvement; `None` never.
+    - `max_failed_fraction`: of simulations in the last `evaluate_every` updates; more is an error.
+    - `family`: of the posterior.
+    """
+
+    weight: float = 1.0
+    simulations: int = eqx.field(default=5, static=True)
+    replicates: int = eqx.field(default=1, static=True)
+    max_updates: int = eqx.field(default=5000, static=True)
+    learning_rate: float = 1e-3
+    optimiser: optax.GradientTransformation | None = eqx.field(default=None, static=True)
+    estimator: "AbstractEstimator | FlowScore" = eqx.field(default_factory=Pathwise)
+    mode: AbstractMode = eqx.field(default_factory=ReverseMode)
+    horizon: AbstractHorizon = eqx.field(default_factory=FullHorizon)
+    simulations_at_once: int | None = eqx.field(default=None, static=True)
+    kl_samples: int = eqx.field(default=1000, static=True)
+    evaluate_every: int = eqx.field(default=100, static=True)
+    evaluation_simulations: int = eqx.field(default=100, static=True)
+    patience: int | None = eqx.field(default=None, static=True)
+    max_failed_fraction: float = eqx.field(default=0.5, static=True)
+    family: AbstractPosterior = eqx.field(default_factory=MaskedAutoregressiveFlow)
+
+    def __check_init__(self):
+        for name in ("simulations", "replicates", "max_updates", "evaluate_every", "evaluation_simulations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"GVI needs `{name}` to be at least 1, got {getattr(self, name)}.")
+        if self.kl_samples < self.simulations:
+            raise ValueError(
+                f"GVI simulates the first draws of its KL estimate, so `kl_samples` ({self.kl_samples}) must be at "
+                f"least `simulations` ({self.simulations})."
+            )
+        if isinstance(self.weight, (int, float)) and not self.weight >= 0:
+            raise ValueError(f"GVI needs a weight >= 0, got {self.weight}.")
+        if not 0 <= self.max_failed_fraction <= 1:
+            raise ValueError(f"`max_failed_fraction` is from 0 to 1, got {self.max_failed_fraction}.")
+
+    def _optimiser(self) -> optax.GradientTransformation:
+        return default_optimiser(self.learning_rate) if self.optimiser is None else self.optimiser
+
+    def check(self, problem, prior):
+        if isinstance(self.estimator, FlowScore):
+            if self.simulations < 2:
+                raise ValueError("FlowScore needs at least 2 simulations an update for its baseline; set `simulations`.")
+            Pathwise().check(problem, self.simulations, self.replicates)
+        else:
+            self.estimator.check(problem, self.simulations, self.replicates)
+
+    def init(self, problem, prior, seed):
+        self.check(problem, prior)
+        words = as_seed(seed)
+        key = jax.random.wrap_key_data(seeds(words, (), stream=_FLOW_NOISE).reshape(2))
+        flow = self.family.build(key, prior.dim)
+        if not prior.is_standard:
+            flow = _fit_to_prior(flow, prior, jax.random.fold_in(key, _FIT_TO_PRIOR))
+        posterior = Posterior(prior, flow)
+        optimiser = self._optimiser().init(trainable(flow)[0])  # pyright: ignore[reportArgumentType]
+        return State(posterior, optimiser, jnp.zeros((), jnp.int32), words)
+
+    def step(self, problem, state, updates):
+        return _updates(self, problem, state, updates)
+
+    def evaluate(self, problem, state, stream):
+        return _evaluate(self, problem, state, stream)
+
+    def terminate(self, history):
+        if not history or not _finite(history[-1]["objective"]):
+            return Result.NON_FINITE if history else None
+        best = min(range(len(history)), key=lambda i: history[i]["objective"])
+        if self.patience is not None and len(history) - 1 - best >= self.patience:
+            return Result.CONVERGED
+        return Result.MAX_UPDATES if history[-1]["update"] >= self.max_updates else None
+
+
+def _finite(x: float) -> bool:
+    return x == x and abs(x) != float("inf")
+
+
+@eqx.filter_jit
+def _updates(method: GVI, problem: Problem, state: State, updates: int) -> tuple[State, UpdateRecord]:
+    dynamic, static = eqx.partition(state, eqx.is_array)
+
+    def body(dynamic, _):
+        state, record = _update(method, problem, eqx.combine(dynamic, static))
+        return eqx.filter(state, eqx.is_array), record
+
+    dynamic, records = jax.lax.scan(body, dynamic, length=updates)
+    return eqx.combine(dynamic, static), records
+
+
+def _keys(state: State, stream: Array | int):
+    return jax.random.wrap_key_data(seeds(state.seed, (), stream=stream).reshape(2))
+
+
+def _update(method: GVI, problem: Problem, state: State) -> tuple[State, UpdateRecord]:
+    prior = state.posterior.prior
+    n, w = method.simulations, method.weight
+    stream = state.update + 1
+    moving, fixed = trainable(state.posterior.flow)
+    flow_key = _keys(state, stream)
+    simulation_seeds = seeds(seeds(state.seed, 1, stream=stream)[0], (n, method.replicates), stream=1)
+
+    def draw(moving):
+        return Posterior(prior, eqx.combine(moving, fixed)).sample_coordinates(flow_key, method.kl_samples)
+
+    (z, log_q), pull_back = jax.vjp(draw, moving)
+    values_of = jax.vmap(prior.constrain)
+
+    # The simulator's part: losses, and their gradients in the coordinates.
+    if isinstance(method.estimator, FlowScore):
+        out = _expect(method, problem, values_of(z[:n]), simulation_seeds, Pathwise())
+        finite = out.finite
+        losses, weights = _masked(out.losses, finite)
+        others = (jnp.sum(losses) - losses) / jnp.maximum(jnp.sum(finite) - 1, 1)
+        advantage = weights * jnp.where(finite, losses - others, 0)
+
+        def scores(moving):
+            flow = eqx.combine(moving, fixed)
+            each = jax.vmap(flow.log_prob)(jax.lax.stop_gradient(z[:n]))
+            return jnp.sum(jnp.where(advantage == 0, 0, advantage * each))
+
+        from_losses = jax.grad(scores)(moving)
+        g = jnp.zeros_like(z[:n])
+    else:
+        estimator = method.estimator
+
+        def total(z):
+            out = _expect(method, problem, values_of(z), simulation_seeds, estimator)
+            return jnp.sum(out.losses), out
+
+        g, out = jax.grad(total, has_aux=True)(z[:n])
+        finite = out.finite & jnp.all(jnp.isfinite(g), axis=1)
+        losses, weights = _masked(out.losses, finite)
+        g = jnp.where(finite[:, None], g, 0)
+        from_losses = None
+
+    # The flow's part: the gradient of w KL, and the simulator's gradients, pulled back together.
+    def weighted_kl(z, log_q):
+        return w * kl_from_prior(z, log_q, prior)
+
+    kl, (kl_z, kl_log_q) = jax.value_and_grad(weighted_kl, argnums=(0, 1))(z, log_q)
+    cotangent = kl_z.at[:n].add(weights[:, None] * g)
+    (gradient,) = pull_back((cotangent, kl_log_q))
+    if from_losses is not None:
+        gradient = jax.tree.map(jnp.add, gradient, from_losses)
+
+    norm = optax.global_norm(gradient)
+    usable = jnp.isfinite(norm) & jnp.any(finite)
+    change, optimiser = method._optimiser().update(gradient, state.optimiser, moving)  # pyright: ignore
+    moved = eqx.apply_updates(moving, change)
+
+    def chosen(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda a, b: jnp.where(usable, a, b) if eqx.is_array(a) else a, new, old)
+
+    loss = jnp.where(jnp.any(finite), jnp.sum(weights * losses), jnp.nan)
+    record = UpdateRecord(
+        loss=loss,
+        kl=kl / jnp.maximum(w, jnp.finfo(z.dtype).tiny),
+        objective=loss + kl,
+        gradient_norm=norm,
+        signal_to_noise=_signal_to_noise(g, finite),
+        coordinates=z[:n],
+        finite=finite,
+    )
+    flow = eqx.combine(chosen(moved, moving), fixed)
+    new = State(Posterior(prior, flow), chosen(optimiser, state.optimiser), state.update + 1, state.seed)
+    return new, record
+
+
+def _expect(method: GVI, problem: Problem, values, simulation_seeds, estimator: AbstractEstimator):
+    return expect(
+        problem,
+        values,
+        seeds=simulation_seeds,
+        estimator=estimator,
+        mode=method.mode,
+        horizon=method.horizon,
+        simulations_at_once=method.simulations_at_once,
+    )
+
+
+def _masked(losses: Float[Array, " n"], finite) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+    """Losses with those that failed set to 0, and weights that average the others."""
+    count = jnp.maximum(jnp.sum(finite), 1).astype(losses.dtype)
+    return jnp.where(finite, losses, 0), finite.astype(losses.dtype) / count
+
+
+def _signal_to_noise(g: Float[Array, "n dim"], finite) -> Float[Array, ""]:
+    count = jnp.maximum(jnp.sum(finite), 2).astype(g.dtype)
+    mean = jnp.sum(g, axis=0) / count
+    spread = jnp.where(finite[:, None], g - mean, 0)
+    variance_of_mean = jnp.sum(spread**2) / (count * (count - 1))
+    return jnp.sqrt(jnp.sum(mean**2) / jnp.maximum(variance_of_mean, jnp.finfo(g.dtype).tiny))
+
+
+@eqx.filter_jit
+def _evaluate(method: GVI, problem: Problem, state: State, stream: Array | int) -> Evaluation:
+    n = method.evaluation_simulations
+    stream = jnp.asarray(stream).astype(jnp.uint32) + jnp.uint32(_EVALUATION_STREAMS)
+    prior = state.posterior.prior
+    z, log_q = state.posterior.sample_coordinates(_keys(state, stream), max(n, method.kl_samples))
+    simulation_seeds = seeds(seeds(state.seed, 1, stream=stream)[0], (n, method.replicates), stream=1)
+    values = jax.vmap(prior.constrain)(z[:n])
+    out = _expect(method, problem, values, simulation_seeds, Pathwise())
+    losses, weights = _masked(out.losses, out.finite)
+    loss = jnp.where(jnp.any(out.finite), jnp.sum(weights * losses), jnp.nan)
+    kl = kl_from_prior(z, log_q, prior)
+    count = jnp.maximum(jnp.sum(out.finite), 2).astype(losses.dtype)
+    deviation = jnp.where(out.finite, losses - loss, 0)
+    error = jnp.sqrt(jnp.sum(deviation**2) / (count * (count - 1)))
+    return Evaluation(loss, kl, loss + method.weight * kl, error, jnp.sum(~out.finite))
+
+
+@eqx.filter_jit
+def _fit_to_prior(flow, prior: Prior, key, steps: int = 1000, samples: int = 512, learning_rate: float = 1e-2):
+    """Minimise KL(flow || prior) in the coordinates, for priors that are no standard normal there."""
+    moving, fixed = trainable(flow)
+    optimiser = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+
+    def objective(moving, key):
+        z, log_q = eqx.combine(moving, fixed).sample_and_log_prob(key, (samples,))
+        return kl_from_prior(z, log_q, prior)
+
+    def body(carry, i):
+        moving, opt_state = carry
+        gradient = jax.grad(objective)(moving, jax.random.fold_in(key, i))
+        change, opt_state = optimiser.update(gradient, opt_state)
+        return (eqx.apply_updates(moving, change), opt_state), None
+
+    (moving, _), _ = jax.lax.scan(body, (moving, optimiser.init(moving)), jnp.arange(steps))
+    return eqx.combine(moving, fixed)

@@ -1,0 +1,107 @@
+"""The interface of losses, and what they share."""
+
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+
+class AbstractLoss(eqx.Module):
+    """How far simulations are from data.
+
+    Called as `loss(simulations, data, params)`: `simulations` have a leading axis of replicates (same parameters,
+    different seeds), `data` one simulation's shape, with NaN where nothing was observed; `params` maps names of the
+    model's and the loss's own parameters to values.
+    """
+
+    #: Whether the loss is a mean over replicates, each taken alone, or looks at the ensemble.
+    per_simulation: eqx.AbstractClassVar[bool]
+    #: The fewest replicates it is defined for.
+    min_replicates: eqx.AbstractClassVar[int]
+
+    @abc.abstractmethod
+    def __call__(self, simulations: Any, data: Any, params: Mapping[str, Array]) -> Float[Array, ""]:
+        """The loss, a scalar; for a per-simulation loss the mean over replicates."""
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the loss's own parameters, such as a dispersion."""
+        return ()
+
+
+class AbstractPerSimulationLoss(AbstractLoss):
+    """A loss of one simulation at a time."""
+
+    per_simulation = True
+    min_replicates = 1
+
+    @abc.abstractmethod
+    def one(self, simulation: Any, data: Any, params: Mapping[str, Array]) -> Float[Array, ""]:
+        """The loss of one simulation."""
+
+    def __call__(self, simulations, data, params):
+        return jnp.mean(jax.vmap(lambda x: self.one(x, data, params))(simulations))
+
+
+class CustomLoss(AbstractLoss):
+    """Any function `(simulations, data, params) -> scalar`, as an ensemble loss.
+
+    **Arguments:** `fn`; `parameters`, names of parameters of its own; `min_replicates`.
+    """
+
+    fn: Callable[[Any, Any, Mapping[str, Array]], Array]
+    own: tuple[str, ...] = eqx.field(default=(), static=True)
+
+    per_simulation = False
+    min_replicates = 1
+
+    def __call__(self, simulations, data, params):
+        return jnp.asarray(self.fn(simulations, data, params))
+
+    @property
+    def parameters(self):
+        return self.own
+
+
+def as_loss(loss: "AbstractLoss | Callable") -> AbstractLoss:
+    """A loss object, from one or from a function `(simulations, data, params) -> scalar`."""
+    return loss if isinstance(loss, AbstractLoss) else CustomLoss(loss)
+
+
+def matched(simulation: Any, data: Any, name: str) -> tuple[Array, Array, Bool[Array, "..."]]:
+    """Simulation, data with blanks filled, and where data are not blank.
+
+    **Raises:** `ValueError` if either is not one array or their shapes differ.
+    """
+    simulation, data = _one_array(simulation, name, "simulation"), _one_array(data, name, "data")
+    if simulation.shape != data.shape:
+        raise ValueError(
+            f"{name} compares arrays of equal shape, but the simulation has {simulation.shape} "
+            f"and the data have {data.shape}."
+        )
+    seen = jnp.isfinite(data)
+    return simulation, jnp.where(seen, data, 0).astype(simulation.dtype), seen
+
+
+def _one_array(tree: PyTree, name: str, what: str) -> Array:
+    leaves = jax.tree.leaves(tree)
+    if len(leaves) != 1:
+        raise ValueError(
+            f"{name} takes one array, but the {what} has {len(leaves)}; "
+            "use losses.Streams({...}) to give each stream its own loss."
+        )
+    return jnp.asarray(leaves[0])
+
+
+def masked_mean(x: Array, seen: Array) -> Array:
+    """Mean over what was observed."""
+    return jnp.sum(jnp.where(seen, x, 0)) / jnp.maximum(jnp.sum(seen), 1).astype(x.dtype)
+
+
+def masked_sum(x: Array, seen: Array) -> Array:
+    """Sum over what was observed."""
+    return jnp.sum(jnp.where(seen, x, 0))

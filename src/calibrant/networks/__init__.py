@@ -1,0 +1,4 @@
+"""Networks of agents."""
+
+from calibrant.networks._incidence import Incidence as Incidence
+from calibrant.networks._random import random_groups as random_groups
