@@ -86,7 +86,7 @@ class MarginalLikelihood(AbstractLoss):
     importance-weighted bound: Burda et al. 2016, arXiv 1509.00519), so that w = 1 approaches exact Bayes.
     """
 
-    loss: AbstractPerSimulationLoss
+    loss: AbstractLoss
 
     per_simulation = False
     min_replicates = 1

@@ -37,7 +37,9 @@ class MaximumMeanDiscrepancy(AbstractPerSimulationLoss):
     consecutive values, without which the order in time would not matter.
 
     **Arguments:** `data`, shape (steps,) or (steps, features), without gaps; `lags`; `bandwidth`, the median distance
-    between observed points by default.
+    between observed points by default; `bandwidth_factor`, which multiplies it. A persistent series, whose level
+    wanders much further than one step moves it, needs a factor well below 1, or the kernel sees the level only (the
+    docs page on losses shows a case where the median alone misleads).
     """
 
     data: Float[Array, "steps features"]
@@ -45,7 +47,7 @@ class MaximumMeanDiscrepancy(AbstractPerSimulationLoss):
     within_data: Float[Array, ""]
     lags: int = eqx.field(static=True)
 
-    def __init__(self, data, *, lags: int = 1, bandwidth: float | None = None):
+    def __init__(self, data, *, lags: int = 1, bandwidth: float | None = None, bandwidth_factor: float = 1.0):
         series = np.asarray(data, dtype=np.float64)
         series = series[:, None] if series.ndim == 1 else series
         if series.ndim != 2 or not np.all(np.isfinite(series)):
@@ -58,7 +60,10 @@ class MaximumMeanDiscrepancy(AbstractPerSimulationLoss):
         self.lags = lags
         self.data = jnp.asarray(series, dtype=float)
         points = np.asarray(self._points(self.data))
-        self.bandwidth = jnp.asarray(median_distance(points) if bandwidth is None else bandwidth, dtype=float)
+        width = bandwidth_factor * (median_distance(points) if bandwidth is None else bandwidth)
+        if not width > 0:
+            raise ValueError(f"MaximumMeanDiscrepancy needs a positive bandwidth, got {width}.")
+        self.bandwidth = jnp.asarray(width, dtype=float)
         self.within_data = _off_diagonal_mean(self._kernel(jnp.asarray(points), jnp.asarray(points)))
 
     def _points(self, series: Array) -> Array:

@@ -21,6 +21,9 @@ class Incidence(eqx.Module):
     sizes: Int[Array, " venues"]
     n_venues: int = eqx.field(static=True)
     is_sorted: bool = eqx.field(static=True)
+    #: Size of the groups if agents stand in order in groups of equal size (the last may be smaller), else `None`.
+    #: Sums and spreads are then reshapes, some ten times faster than segment sums and gathers.
+    group_size: int | None = eqx.field(static=True)
 
     def __init__(self, venue_of, n_venues: int | None = None):
         index = np.asarray(venue_of)
@@ -38,6 +41,9 @@ class Incidence(eqx.Module):
         self.sizes = jnp.asarray(np.bincount(index, minlength=n_venues + 1)[:n_venues], dtype=jnp.int32)
         self.n_venues = int(n_venues)
         self.is_sorted = bool(np.all(np.diff(index) >= 0))
+        size = -(-index.size // n_venues) if n_venues else 0
+        in_blocks = size > 0 and np.array_equal(index, np.arange(index.size) // size)
+        self.group_size = size if in_blocks else None
 
     @property
     def n_agents(self) -> int:
@@ -45,11 +51,16 @@ class Incidence(eqx.Module):
 
     def sum(self, x: Float[Array, " agents"]) -> Float[Array, " venues"]:
         """Agents to venues. Sums of zeros and ones are exact in float32 up to 2^24 members a venue."""
+        if self.group_size is not None:
+            missing = self.n_venues * self.group_size - self.n_agents
+            return jnp.sum(jnp.pad(x, (0, missing)).reshape(self.n_venues, self.group_size), axis=1)
         total = jax.ops.segment_sum(x, self.venue_of, self.n_venues + 1, indices_are_sorted=self.is_sorted)
         return total[: self.n_venues]
 
     def spread(self, y: Float[Array, " venues"]) -> Float[Array, " agents"]:
         """Venues to agents; zero for agents without a venue."""
+        if self.group_size is not None:
+            return jnp.broadcast_to(y[:, None], (self.n_venues, self.group_size)).reshape(-1)[: self.n_agents]
         padded = jnp.concatenate([y, jnp.zeros((1,), y.dtype)])
         return padded.at[self.venue_of].get(indices_are_sorted=self.is_sorted)
 
