@@ -4,11 +4,11 @@ import dataclasses
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import arviz as az
 import equinox as eqx
 import h5py
 import jax
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array
 
 from calibrant._prior import Prior
-from calibrant.inference import AbstractMethod, Result
+from calibrant.inference import Result
 from calibrant.posteriors import Posterior
 
 SCHEMA = 1
@@ -60,8 +60,11 @@ class Calibration:
         """Name -> quantiles, shape (len(probabilities), *shape)."""
         return self.posterior.quantiles(probabilities, key=key, n=n)
 
-    def to_arviz(self, draws: int = 4000, key: int = 0) -> az.InferenceData:
-        """Draws of posterior and prior as ArviZ groups."""
+    def to_arviz(self, draws: int = 4000, key: int = 0) -> Any:
+        """Draws of posterior and prior, as an `arviz.InferenceData` with these two groups."""
+        with warnings.catch_warnings():  # ArviZ announces its refactoring on import
+            warnings.simplefilter("ignore")
+            import arviz as az
         posterior = self.posterior.sample(key, draws)
         prior = self.prior.sample(jax.random.key(key), draws)
         return az.from_dict(

@@ -126,21 +126,19 @@ class GeometricHorizon(AbstractHorizon):
     It costs nothing extra. `GeometricHorizon(0)` equals `SlidingHorizon(0)`, `GeometricHorizon(1)` the full horizon.
     """
 
-    discount: Float[Array, ""] = eqx.field(converter=lambda x: jnp.asarray(x, dtype=float))
+    discount: float | Float[Array, ""]
     keep: tuple[str, ...] = eqx.field(default=(), static=True)
 
-    def __init__(self, discount: float | Array, keep: tuple[str, ...] = ()):
-        if isinstance(discount, (int, float)) and not 0 <= discount <= 1:
-            raise ValueError(f"GeometricHorizon needs a discount from 0 to 1, got {discount}.")
-        self.discount = jnp.asarray(discount, dtype=float)
-        self.keep = keep
+    def __check_init__(self):
+        if isinstance(self.discount, (int, float)) and not 0 <= self.discount <= 1:
+            raise ValueError(f"GeometricHorizon needs a discount from 0 to 1, got {self.discount}.")
 
     def start(self, dx):
         return dx
 
     def advance(self, push, direct, both, layers, t):
         del push, direct, t
-        return both(jax.tree.map(lambda d: self.discount.astype(d.dtype) * d, layers))
+        return both(jax.tree.map(lambda d: jnp.asarray(self.discount, d.dtype) * d, layers))
 
     def total(self, layers):
         return layers

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -43,7 +43,9 @@ def parameter(
     `units` and `description`, for reports.
     """
     info = ParameterInfo(default, prior, units, description)
-    return eqx.field(default=default, converter=_to_float_array, metadata={"parameter": info})
+    value = (lambda: default) if isinstance(default, (list, np.ndarray)) else None
+    where = {"default": default} if value is None else {"default_factory": value}
+    return eqx.field(**where, converter=_to_float_array, metadata={"parameter": info})
 
 
 class Params(eqx.Module):
@@ -54,7 +56,7 @@ class Params(eqx.Module):
         """Name -> `ParameterInfo`, in order of declaration."""
         return {f.name: f.metadata["parameter"] for f in dataclasses.fields(cls) if "parameter" in f.metadata}
 
-    def replace(self, values: Mapping[str, Any]) -> Self:
+    def replace(self, values: Mapping[str, Any]) -> Any:
         """A copy with the named fields changed.
 
         **Raises:** `ValueError` for a name that is no field.

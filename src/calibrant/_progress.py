@@ -1,41 +1,42 @@
 """Progress of a long job on a terminal, with an estimate of the time left."""
 
-from typing import Protocol, Self
+import abc
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
-class AbstractProgress(Protocol):
-    """What `calibrate` reports to: any object with these methods."""
+class AbstractProgress(abc.ABC):
+    """What `calibrate` reports to: a context manager that is told of updates."""
 
-    def __enter__(self) -> Self:
+    @abc.abstractmethod
+    def __enter__(self) -> Any:
         """Start reporting."""
-        ...
 
-    def __exit__(self, *exc: object) -> None:
+    @abc.abstractmethod
+    def __exit__(self, *exc: Any) -> None:
         """Stop reporting."""
-        ...
 
+    @abc.abstractmethod
     def advance(self, updates: int, message: str) -> None:
         """So many more updates are done; `message` sums up where it stands."""
-        ...
 
 
-class NoProgress:
+class NoProgress(AbstractProgress):
     """Silence."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Any:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, *exc: Any) -> None:
         pass
 
     def advance(self, updates: int, message: str) -> None:
         pass
 
 
-class TerminalProgress:
+class TerminalProgress(AbstractProgress):
     """A bar with the time left on a terminal; a line now and then where standard error is no terminal."""
 
     def __init__(self, total: int, title: str = "Calibrating"):
@@ -56,13 +57,13 @@ class TerminalProgress:
             disable=not self._console.is_terminal,
         )
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Any:
         self._bar.__enter__()
         self._task = self._bar.add_task(self._title, total=self._total, message="compiling")
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self._bar.__exit__(*exc)  # pyright: ignore[reportArgumentType]
+    def __exit__(self, *exc: Any) -> None:
+        self._bar.__exit__(*exc)
 
     def advance(self, updates: int, message: str) -> None:
         self._done += updates

@@ -58,9 +58,9 @@ def seeds(seed: "int | Array", shape: int | tuple[int, ...], stream: "int | Arra
     return jnp.stack(out, axis=-1).reshape(*shape, 2)
 
 
-def _site_words(site: str) -> tuple[np.uint32, np.uint32]:
+def _site_words(site: str) -> Key:
     digest = hashlib.blake2b(site.encode(), digest_size=8).digest()
-    return np.uint32(int.from_bytes(digest[:4], "little")), np.uint32(int.from_bytes(digest[4:], "little"))
+    return jnp.uint32(int.from_bytes(digest[:4], "little")), jnp.uint32(int.from_bytes(digest[4:], "little"))
 
 
 class _Ledger:
@@ -356,7 +356,7 @@ class Randomness:
                 "silently repeat itself; use rng.scan, rng.vmap or rng.cond, or rng.at(i) with the loop's own index"
             )
         self._ledger.take(site, self._path)
-        return threefry2x32(self._key, _site_words(site))  # pyright: ignore[reportArgumentType]
+        return threefry2x32(self._key, _site_words(site))
 
     def _uniform(self, key: Key, shape: tuple[int, ...], agents: Array | None, dtype) -> Array:
         """The agent in the first counter word, its lanes (all further axes) in pairs in the second."""

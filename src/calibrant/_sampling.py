@@ -109,7 +109,7 @@ class GumbelSoftmax(AbstractSamplingRule):
     on gradient estimators).
     """
 
-    temperature: Float[Array, ""] = eqx.field(converter=jnp.asarray)
+    temperature: float | Float[Array, ""]
     straight_through: bool = eqx.field(static=True)
 
     hard = property(lambda self: self.straight_through)  # pyright: ignore[reportAssignmentType]
@@ -119,11 +119,11 @@ class GumbelSoftmax(AbstractSamplingRule):
             raise ValueError(
                 f"GumbelSoftmax needs a positive temperature, got {temperature}; use StraightThrough() for the limit 0."
             )
-        self.temperature = jnp.asarray(temperature, dtype=float)
+        self.temperature = temperature
         self.straight_through = straight_through
 
     def _scaled(self, logits):
-        return logits / self.temperature.astype(logits.dtype)
+        return logits / jnp.asarray(self.temperature, logits.dtype)
 
     def bernoulli(self, p, where, u):
         tiny = jnp.finfo(p.dtype).tiny

@@ -7,10 +7,9 @@ It is written in plain `jax.numpy`, so that XLA fuses it into the computation th
 bits ever exists in memory.
 """
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, UInt32
-
-Word = UInt32[Array, "*shape"]
+from jaxtyping import Array
 
 _PARITY = 0x1BD11BDA
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -20,6 +19,7 @@ def _rotate_left(x: Array, by: int) -> Array:
     return (x << jnp.uint32(by)) | (x >> jnp.uint32(32 - by))
 
 
+@jax.jit  # traced once for all draws of a shape; XLA inlines it
 def threefry2x32(key: tuple[Array, Array], counter: tuple[Array, Array]) -> tuple[Array, Array]:
     """Encrypt a 64-bit counter with a 64-bit key, 20 rounds.
 

@@ -7,7 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 
 class AbstractLoss(eqx.Module):
@@ -31,6 +31,11 @@ class AbstractLoss(eqx.Module):
     def parameters(self) -> tuple[str, ...]:
         """Names of the loss's own parameters, such as a dispersion."""
         return ()
+
+    def observe(self, key: PRNGKeyArray, simulation: Any, params: Mapping[str, Array]) -> Any:
+        """Data drawn given one simulation, for predictive checks. The simulation itself, unless a likelihood has noise."""
+        del key, params
+        return simulation
 
 
 class AbstractPerSimulationLoss(AbstractLoss):

@@ -36,6 +36,12 @@ class GaussianLogLikelihood(AbstractPerSimulationLoss):
         nll = 0.5 * ((x - y) / scale) ** 2 + jnp.log(scale) + 0.5 * jnp.log(2 * jnp.pi).astype(x.dtype)
         return masked_sum(nll, seen)
 
+    def observe(self, key, simulation, params):
+        def one(x):
+            return x + _value(self.scale, params, x.dtype) * jax.random.normal(key, x.shape, x.dtype)
+
+        return jax.tree.map(one, simulation)
+
     @property
     def parameters(self):
         return _own(self.scale)
@@ -50,6 +56,11 @@ class PoissonLogLikelihood(AbstractPerSimulationLoss):
         x, y, seen = matched(simulation, data, "PoissonLogLikelihood")
         rate = jnp.maximum(x, self.floor)
         return masked_sum(rate - y * jnp.log(rate) + gammaln(y + 1), seen)
+
+    def observe(self, key, simulation, params):
+        return jax.tree.map(
+            lambda x: jax.random.poisson(key, jnp.maximum(x, self.floor)).astype(x.dtype), simulation
+        )
 
 
 class NegativeBinomialLogLikelihood(AbstractPerSimulationLoss):
@@ -73,6 +84,16 @@ class NegativeBinomialLogLikelihood(AbstractPerSimulationLoss):
             + y * (jnp.log(mean) - jnp.log(mean + k))
         )
         return -masked_sum(log_prob, seen)
+
+    def observe(self, key, simulation, params):
+        first, second = jax.random.split(key)
+
+        def one(x):
+            k = _value(self.concentration, params, x.dtype)
+            rate = jnp.maximum(x, self.floor) * jax.random.gamma(first, k, x.shape, x.dtype) / k
+            return jax.random.poisson(second, rate).astype(x.dtype)
+
+        return jax.tree.map(one, simulation)
 
     @property
     def parameters(self):
@@ -98,6 +119,9 @@ class MarginalLikelihood(AbstractLoss):
     def __call__(self, simulations, data, params):
         each = jax.vmap(lambda x: self.loss(jax.tree.map(lambda leaf: leaf[None], x), data, params))(simulations)
         return -(jax.scipy.special.logsumexp(-each) - jnp.log(each.shape[0]).astype(each.dtype))
+
+    def observe(self, key, simulation, params):
+        return self.loss.observe(key, simulation, params)
 
     @property
     def parameters(self):
@@ -135,6 +159,14 @@ class Streams(AbstractLoss):
             for name, loss in self.losses.items()
         ]
         return sum(terms[1:], terms[0])
+
+    def observe(self, key, simulation, params):
+        keys = jax.random.split(key, len(self.losses))
+        drawn = {
+            name: loss.observe(k, simulation[name], params)
+            for k, (name, loss) in zip(keys, self.losses.items(), strict=True)
+        }
+        return {**simulation, **drawn}
 
     @property
     def parameters(self):

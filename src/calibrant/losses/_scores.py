@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from calibrant.losses._base import AbstractLoss, AbstractPerSimulationLoss, matched
+from calibrant.losses._base import AbstractLoss, matched
 
 
 def median_distance(points: np.ndarray) -> float:
@@ -29,12 +29,14 @@ def _off_diagonal_mean(k: Array) -> Array:
     return (jnp.sum(k) - jnp.trace(k)) / (n * (n - 1))
 
 
-class MaximumMeanDiscrepancy(AbstractPerSimulationLoss):
+class MaximumMeanDiscrepancy(AbstractLoss):
     """Squared maximum mean discrepancy between the points of a simulated and of the observed time series.
 
     The unbiased estimate of Gretton et al. (2012, JMLR 13: 723-773, equation 3), with Gaussian kernel
     `exp(-|a - b|^2 / (2 bandwidth^2))`. Points are the values of the series, or with `lags = k > 1` all windows of `k`
-    consecutive values, without which the order in time would not matter.
+    consecutive values, without which the order in time would not matter. The points of all replicates are pooled: one
+    run of a persistent model visits only a part of its states, and with a single replicate the loss rewards parameters
+    whose runs all visit the same part, whatever the model's long-run distribution.
 
     **Arguments:** `data`, shape (steps,) or (steps, features), without gaps; `lags`; `bandwidth`, the median distance
     between observed points by default; `bandwidth_factor`, which multiplies it. A persistent series, whose level
@@ -46,6 +48,9 @@ class MaximumMeanDiscrepancy(AbstractPerSimulationLoss):
     bandwidth: Float[Array, ""]
     within_data: Float[Array, ""]
     lags: int = eqx.field(static=True)
+
+    per_simulation = False
+    min_replicates = 1
 
     def __init__(self, data, *, lags: int = 1, bandwidth: float | None = None, bandwidth_factor: float = 1.0):
         series = np.asarray(data, dtype=np.float64)
@@ -73,10 +78,14 @@ class MaximumMeanDiscrepancy(AbstractPerSimulationLoss):
     def _kernel(self, a: Array, b: Array) -> Array:
         return jnp.exp(-_squared_distances(a, b) / (2 * self.bandwidth.astype(a.dtype) ** 2))
 
-    def one(self, simulation, data, params):
-        # `data` is what the loss was built from; the shapes must still agree.
-        x, _, _ = matched(simulation, data, "MaximumMeanDiscrepancy")
-        x = self._points(x[:, None] if x.ndim == 1 else x)
+    def __call__(self, simulations, data, params):
+        def points(simulation):
+            # `data` is what the loss was built from; the shapes must still agree.
+            x, _, _ = matched(simulation, data, "MaximumMeanDiscrepancy")
+            return self._points(x[:, None] if x.ndim == 1 else x)
+
+        x = jax.vmap(points)(simulations)
+        x = x.reshape(-1, x.shape[-1])
         y = self._points(self.data.astype(x.dtype))
         within = _off_diagonal_mean(self._kernel(x, x))
         return within + self.within_data.astype(x.dtype) - 2 * jnp.mean(self._kernel(x, y))

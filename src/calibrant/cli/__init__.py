@@ -1,0 +1,3 @@
+"""The command line, a thin layer over the library."""
+
+from calibrant.cli._app import main as main

@@ -1,0 +1,201 @@
+"""`calibrant`: the commands."""
+
+import csv
+import io
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from calibrant._calibrate import CalibrationError, calibrate
+from calibrant._calibration import write_text
+from calibrant._config import MODELS, ConfigError, build_model, bundled_configs, load_config
+from calibrant._simulate import simulate
+from calibrant.cli._run import read_run, refuse_existing, report_again, write_run
+from calibrant.inference import Result
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+_out = Console()
+
+TEMPLATE = '''# A calibration, for `calibrant calibrate {name}`. Lines that start with # are optional.
+
+[model]
+name = "sir"                      # `calibrant models` lists the bundled ones; yours is "module:Class"
+options = {{ n_agents = 1000 }}     # arguments of the model
+steps = 60
+
+[data]
+synthetic = {{ seed = 1 }}          # simulate data to try things out, or read yours:
+# file = "cases.csv"              # a CSV with a header; blanks mean not observed
+# columns = {{ infected = "cases" }}  # output of the model = column of the file
+
+[loss]                            # one for all outputs ...
+name = "log-mean-squared-error"
+# marginal = true                 # with a likelihood: average it over replicates before its logarithm
+# [loss.streams.infected]         # ... or one an output
+# name = "negative-binomial"
+# concentration = "k"             # a number, or the name of a parameter with a prior below
+
+[parameters.beta]                 # parameters not named here keep the model's own prior
+prior = {{ distribution = "LogNormal", loc = -0.7, scale = 0.7 }}
+[parameters.initial]
+value = 5.0                       # fixed
+
+[method]
+weight = 0.001                    # w of the KL divergence from the prior; 1 is Bayes with a negative log-likelihood
+simulations = 5                   # parameter values an update
+replicates = 1                    # simulations of each
+max_updates = 1000
+learning_rate = 1e-3
+estimator = "straight-through"    # gumbel-softmax, score-function, flow-score
+horizon = "full"                  # or {{ sliding = 3 }}, {{ block = 10 }}, {{ geometric = 0.9 }}
+mode = "reverse"                  # checkpointed, hybrid
+posterior = "masked-autoregressive"  # coupling-spline, full-rank-gaussian
+# patience = 10                   # stop after so many evaluations without improvement
+'''
+
+
+@app.command("calibrate")
+def calibrate_command(
+    config: Annotated[str, typer.Argument(help="a bundled configuration, or a TOML file")],
+    out: Annotated[Path | None, typer.Option(help="run directory to write; runs/NAME by default")] = None,
+    seed: Annotated[int, typer.Option(help="equal seeds give equal bits", min=0)] = 0,
+    updates: Annotated[int | None, typer.Option(help="instead of max_updates of the configuration", min=1)] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing run directory")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+) -> None:
+    """Fit a posterior and write a run directory with a report."""
+    settings, directory, text = load_config(config)
+    if updates is not None:
+        settings.method.max_updates = updates
+        text += f"\n# on the command line: --updates {updates}\n"
+    name = Path(config).stem
+    out = Path("runs") / name if out is None else out
+    refuse_existing(out, overwrite)
+    problem, prior, method = settings.build(directory)
+    result = calibrate(problem, prior, method=method, seed=seed, progress=not quiet, throw=False)
+    report = write_run(out, name, settings, text, directory, problem, result)
+    table = Table("parameter", "median", "90% interval")
+    draws = result.sample(0, 10_000)
+    for label, x in draws.items():
+        x = np.asarray(x)
+        for index in np.ndindex(x.shape[1:]):
+            low, middle, high = np.quantile(x[:, *index], [0.05, 0.5, 0.95])
+            table.add_row(label + "".join(f"[{i}]" for i in index), f"{middle:.4g}", f"{low:.4g} to {high:.4g}")
+    _out.print(table)
+    _out.print(
+        f"loss {result.evaluation['loss']:.5g}, KL {result.evaluation['kl']:.3g} nats, "
+        f"{result.n_simulations} simulations in {result.timings['total']:.0f} s"
+        + (f", {result.n_failed} not finite" if result.n_failed else "")
+    )
+    _out.print(f"report: {report}", soft_wrap=True)
+    if result.result is Result.INTERRUPTED:
+        raise typer.Exit(130)
+    if not result.result.successful:
+        raise CalibrationError(result)
+
+
+@app.command()
+def init(path: Annotated[Path, typer.Argument(help="file to write")] = Path("calibration.toml")) -> None:
+    """Write a commented configuration to start from."""
+    if path.exists():
+        raise ConfigError(f"{path} exists; choose another name.")
+    write_text(path, TEMPLATE.format(name=path.name))
+    _out.print(f"wrote {path}; run: calibrant calibrate {path}", soft_wrap=True)
+
+
+@app.command()
+def models() -> None:
+    """List bundled models with their parameters, and bundled configurations."""
+    for name, (_, about) in MODELS.items():
+        table = Table("parameter", "default", "units", "prior", "meaning", title=f"{name}: {about}", title_justify="left")
+        for parameter, info in build_model(name, {}, Path.cwd()).Params.describe().items():
+            prior = type(info.prior).__name__ if info.prior is not None else "fixed"
+            table.add_row(parameter, str(info.default), info.units, prior, info.description)
+        _out.print(table)
+    _out.print("configurations: " + ", ".join(bundled_configs()), soft_wrap=True)
+
+
+@app.command("simulate")
+def simulate_command(
+    target: Annotated[str, typer.Argument(help="a bundled model, module:Class, or a run directory")],
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    steps: Annotated[int | None, typer.Option(min=1)] = None,
+    values: Annotated[list[str] | None, typer.Option("--set", help="parameter=value, as often as needed")] = None,
+    out: Annotated[Path | None, typer.Option(help="CSV file to write; standard output by default")] = None,
+) -> None:
+    """Simulate a model at its defaults, at given values, or (a run directory) at the posterior median, to a CSV."""
+    if Path(target).is_dir():
+        _, _, _, problem, calibration = read_run(Path(target))
+        median = {name: q[0] for name, q in calibration.quantiles((0.5,)).items()}
+        model, params = problem.model, problem.with_values({k: jax.numpy.asarray(v) for k, v in median.items()})
+        steps = problem.steps if steps is None else steps
+    else:
+        model = build_model(target, {}, Path.cwd())
+        params = model.Params()
+    params = params.replace(dict(_assignment(model, text) for text in values or []))
+    outputs = simulate(model, params, seed=seed, steps=steps).outputs
+    text = _to_csv(outputs)
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        write_text(out, text)
+
+
+def _assignment(model: Any, text: str) -> tuple[str, Any]:
+    name, sign, value = text.partition("=")
+    if not sign or name not in model.Params.describe():
+        raise ConfigError(f"--set takes parameter=value with one of {', '.join(model.Params.describe())}, got '{text}'.")
+    try:
+        numbers = [float(x) for x in value.split(",")]
+    except ValueError:
+        raise ConfigError(f"--set {text}: '{value}' is no number.") from None
+    shape = np.shape(getattr(model.Params(), name))
+    if np.shape(numbers[0] if shape == () and len(numbers) == 1 else numbers) != shape:
+        raise ConfigError(f"--set {text}: '{name}' has shape {shape}.")
+    return name, numbers if shape else numbers[0]
+
+
+def _to_csv(outputs: Any) -> str:
+    streams = outputs if isinstance(outputs, dict) else {"value": outputs}
+    columns: dict[str, np.ndarray] = {}
+    for name, x in streams.items():
+        x = np.asarray(x)
+        if x.ndim <= 1:
+            columns[name] = np.atleast_1d(x)
+        else:
+            columns |= {f"{name}[{i}]": column for i, column in enumerate(x.reshape(len(x), -1).T)}
+    length = max(len(x) for x in columns.values())
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["time", *columns])
+    for t in range(length):
+        writer.writerow([t + 1, *(f"{x[t]:.9g}" if t < len(x) else "" for x in columns.values())])
+    return buffer.getvalue()
+
+
+@app.command("report")
+def report_command(run: Annotated[Path, typer.Argument(help="a run directory")]) -> None:
+    """Write the report of a run directory anew."""
+    _out.print(f"report: {report_again(run)}", soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point: mistakes of the user end in one sentence on standard error and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except (ConfigError, ValueError, OSError) as error:
+        _fail(str(error), 2)
+    except CalibrationError as error:
+        _fail(str(error), 1)
+
+
+def _fail(message: str, code: int) -> None:
+    sentence = " ".join(message.split())
+    print(f"calibrant: {sentence}", file=sys.stderr)
+    raise SystemExit(code)

@@ -1,0 +1,132 @@
+"""Run directories: written whole, read back."""
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from calibrant._calibration import SCHEMA, Calibration, load_arrays, write_text
+from calibrant._config import Config, ConfigError, parse_config
+from calibrant._problem import Problem
+from calibrant.inference import Result
+from calibrant.report import write_report
+
+
+def refuse_existing(out: Path, overwrite: bool) -> None:
+    """Refuse, before anything runs, a directory that is in use, or that cannot be written."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file; choose another --out.")
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / "manifest.json").is_file():
+            raise ConfigError(f"{out} exists and is no run directory; choose another --out.")
+        if not overwrite:
+            raise ConfigError(f"{out} exists; choose another --out, or pass --overwrite.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{out.parent} cannot be made ({error}).") from error
+    if not os.access(out.parent, os.W_OK):
+        raise ConfigError(f"{out.parent} cannot be written to.")
+
+
+def write_run(
+    out: Path, name: str, config: Config, text: str, directory: Path, problem: Problem, calibration: Calibration
+) -> Path:
+    """Write a run directory beside its place and move it there once it is whole. Returns the report's path."""
+    part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part"))
+    try:
+        manifest = {"config": json.loads(config.model_dump_json()), "config_directory": str(directory), "name": name}
+        calibration.save(part, manifest)
+        write_text(part / "config.toml", text)
+        _report(part, name, config, text, problem, calibration)
+        part.chmod(0o755)
+        old = None
+        if out.exists():
+            old = out.with_name(f".{out.name}.{time.time_ns()}.old")
+            os.replace(out, old)
+        os.replace(part, out)
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return out / "report.html"
+
+
+def _report(folder: Path, name: str, config: Config, text: str, problem: Problem, calibration: Calibration) -> Path:
+    about = {n: {"units": p.units, "description": p.description} for n, p in config.parameters.items()}
+    truth: dict[str, float] = {}
+    if config.data.synthetic is not None:
+        params = problem.params.replace(config.data.synthetic.values)
+        for n in problem.parameter_names:
+            value = np.asarray(getattr(params, n))
+            truth |= {n + "".join(f"[{i}]" for i in ix): float(value[ix]) for ix in np.ndindex(value.shape)}
+    return write_report(
+        folder / "report.html", problem, calibration, title=name, config=text, about=about, truth=truth
+    )
+
+
+def read_run(folder: Path) -> tuple[str, Config, str, Problem, Calibration]:
+    """A run directory: its name, configuration, text of it, problem and calibration.
+
+    **Raises:** `ConfigError`.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        text = (folder / "config.toml").read_text(encoding="utf-8")
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder} is no run directory of calibrant ({error}).") from error
+    if manifest.get("schema") != SCHEMA:
+        raise ConfigError(f"{folder} was written by another version of calibrant; run the calibration again.")
+    config = parse_config(text, str(folder / "config.toml"))
+    problem, prior, method = config.build(Path(manifest["config_directory"]))
+    # The structure of the flow depends on the configuration alone; its arrays come from the file.
+    skeleton = method.init(problem, prior, int(manifest["seed"])).posterior
+    posterior = load_arrays(folder / "flow.h5", skeleton)
+    return manifest["name"], config, text, problem, _calibration(manifest, rows, posterior)
+
+
+def _calibration(manifest: dict[str, Any], rows: list[dict[str, Any]], posterior: Any) -> Calibration:
+    result = manifest["result"]
+    fields = {f.name for f in dataclasses.fields(Calibration)}
+    assert "updates" in fields
+    names = ("loss", "kl", "objective", "gradient_norm", "signal_to_noise", "failed")
+    evaluated = ("loss", "kl", "objective", "standard_error", "failed")
+    prefix = "evaluation_"
+    history = [
+        {"update": row["update"], **{k: _float(row[prefix + k]) for k in evaluated}}
+        for row in rows
+        if prefix + "objective" in row
+    ]
+    return Calibration(
+        posterior=posterior,
+        result=Result(result["code"]),
+        reason=result["reason"],
+        evaluation={k: _float(result[k]) for k in evaluated},
+        history=history,
+        updates={name: np.array([_float(row[name]) for row in rows]) for name in names},
+        failures={},
+        n_simulations=result["simulations"],
+        n_failed=result["failed_simulations"],
+        seed=manifest["seed"],
+        timings=manifest["timings"],
+    )
+
+
+def _float(x: float | None) -> float:
+    return float("nan") if x is None else float(x)
+
+
+def report_again(folder: Path) -> Path:
+    """Write the report of a run directory anew."""
+    name, config, text, problem, calibration = read_run(folder)
+    jax.block_until_ready(calibration.posterior)
+    return _report(folder, name, config, text, problem, calibration)

@@ -1,0 +1,131 @@
+"""Figures of a calibration. Each function returns a matplotlib figure; nothing is shown."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from calibrant._calibration import Calibration
+
+BLUE, GREY, INK, RED = "#2563a8", "#9aa3ad", "#22272e", "#c2410c"
+
+
+def _grid(n: int, width: float = 3.1, height: float = 2.5, columns: int = 3) -> tuple[Figure, list[Any]]:
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for axis in axes[n:]:
+        axis.set_visible(False)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8)
+    return figure, list(axes[:n])
+
+
+def posterior_figure(calibration: Calibration, units: dict[str, str], truth: dict[str, float] | None = None) -> Figure:
+    """Histograms of the posterior over the prior, one panel a scalar parameter."""
+    posterior = calibration.sample(0, 10_000)
+    prior = calibration.prior.sample(_key(), 10_000)
+    panels = [
+        (f"{name}{''.join(f'[{i}]' for i in index)}", name, np.asarray(x)[:, *index], np.asarray(prior[name])[:, *index])
+        for name, x in posterior.items()
+        for index in np.ndindex(x.shape[1:])
+    ]
+    figure, axes = _grid(len(panels))
+    for axis, (label, name, after, before) in zip(axes, panels, strict=True):
+        low, high = np.quantile(np.concatenate([after, before]), [0.005, 0.985])
+        low, high = min(low, after.min()), max(high, np.quantile(after, 0.999))
+        bins = np.linspace(low, high, 60)
+        axis.hist(before, bins, density=True, color=GREY, alpha=0.45, label="prior")
+        axis.hist(after, bins, density=True, color=BLUE, alpha=0.75, label="posterior")
+        left, middle, right = np.quantile(after, [0.05, 0.5, 0.95])
+        axis.axvline(middle, color=INK, lw=1)
+        if truth and label in truth:
+            axis.axvline(truth[label], color=RED, lw=1.5, ls="--", label="truth")
+        unit = f" [{units[name]}]" if units.get(name) else ""
+        axis.set_title(f"{label}{unit}: {middle:.3g} ({left:.3g} to {right:.3g})", fontsize=8.5)
+        axis.set_yticks([])
+        axis.spines["left"].set_visible(False)
+    axes[0].legend(fontsize=7.5, frameon=False)
+    return figure
+
+
+def _key():
+    import jax
+
+    return jax.random.key(1)
+
+
+def predictive_figure(draws: Any, data: Any) -> Figure:
+    """Bands of the posterior predictive with the data over them, one panel a stream."""
+    streams = draws if isinstance(draws, dict) else {"simulated": draws}
+    observed = data if isinstance(data, dict) else dict.fromkeys(streams, data)
+    figure, axes = _grid(len(streams), width=5.2 if len(streams) > 1 else 8, height=3.4, columns=2)
+    for axis, (name, x) in zip(axes, streams.items(), strict=True):
+        x = np.asarray(x, dtype=float)
+        y = np.asarray(observed[name], dtype=float) if name in observed else None
+        axis.set_title(name.replace("_", " "), fontsize=10)
+        if x.ndim == 1:
+            axis.hist(x, 40, color=BLUE, alpha=0.6, label="posterior predictive")
+            if y is not None:
+                axis.axvline(float(y), color=INK, lw=1.5, label="data")
+            axis.set_yticks([])
+        else:
+            x = x.reshape(len(x), x.shape[1], -1)[:, :, 0]
+            time = np.arange(1, x.shape[1] + 1)
+            for level, alpha in ((0.9, 0.22), (0.5, 0.38)):
+                low, high = np.nanquantile(x, [(1 - level) / 2, (1 + level) / 2], axis=0)
+                axis.fill_between(time, low, high, color=BLUE, alpha=alpha, lw=0, label=f"{level:.0%} of simulations")
+            axis.plot(time, np.nanmedian(x, axis=0), color=BLUE, lw=1.4, label="median")
+            if y is not None:
+                series = y.reshape(len(y), -1)[:, 0]
+                axis.plot(time, series, "o", ms=4, color=INK, label="data")
+            axis.set_xlabel("time", fontsize=8)
+        axis.legend(fontsize=7.5, frameon=False)
+    return figure
+
+
+def history_figure(calibration: Calibration) -> Figure:
+    """Objective on the fixed evaluation set, KL divergence, norm and signal-to-noise of the gradient."""
+    figure, axes = _grid(4, width=4.2, height=2.5, columns=2)
+    updates = np.array([row["update"] for row in calibration.history])
+    objective = np.array([row["objective"] for row in calibration.history])
+    error = np.array([row["standard_error"] for row in calibration.history])
+    later = objective[len(objective) // 5 :]
+    axes[0].errorbar(updates, objective, yerr=error, color=BLUE, marker="o", ms=3, lw=1.2)
+    axes[0].set_title("objective, evaluation set (loss + w KL)", fontsize=9)
+    finite = later[np.isfinite(later)]
+    if len(finite) and np.nanmax(objective) > finite.max() + 5 * np.ptp(finite) + 1e-9:
+        margin = 0.15 * max(np.ptp(finite), 2 * np.nanmax(error[len(error) // 5 :]), 1e-12)
+        axes[0].set_ylim(finite.min() - margin, finite.max() + margin)
+    axes[1].plot(updates, [row["kl"] for row in calibration.history], color=BLUE, lw=1.2)
+    axes[1].set_title("KL(posterior || prior), nats", fontsize=9)
+    each = np.arange(1, len(calibration.updates["loss"]) + 1)
+    axes[2].semilogy(each, np.maximum(calibration.updates["gradient_norm"], 1e-30), color=GREY, lw=0.6)
+    axes[2].set_title("gradient norm before clipping", fontsize=9)
+    axes[3].plot(each, calibration.updates["signal_to_noise"], color=GREY, lw=0.4)
+    axes[3].axhline(1, color=RED, lw=0.9, ls="--")
+    axes[3].set_title("gradient signal to noise (1: noise alone)", fontsize=9)
+    top = np.nanquantile(calibration.updates["signal_to_noise"], 0.995) if len(each) else 1
+    axes[3].set_ylim(0, max(2.0, float(top)))
+    for axis in axes[2:]:
+        axis.set_xlabel("update", fontsize=8)
+    return figure
+
+
+def failures_figure(calibration: Calibration) -> Figure:
+    """Where in parameter space simulations were not finite, over the prior."""
+    prior = calibration.prior.sample(_key(), 4000)
+    names = list(calibration.failures)
+    figure, axes = _grid(len(names))
+    for axis, name in zip(axes, names, strict=True):
+        before = np.asarray(prior[name]).reshape(4000, -1)[:, 0]
+        bins = np.linspace(*np.quantile(before, [0.005, 0.985]), 40)
+        axis.hist(before, bins, density=True, color=GREY, alpha=0.45, label="prior")
+        failed = calibration.failures[name].reshape(len(calibration.failures[name]), -1)[:, 0]
+        axis.hist(failed, bins, density=True, color=RED, alpha=0.6, label="failed")
+        axis.set_title(name, fontsize=9)
+        axis.set_yticks([])
+    axes[0].legend(fontsize=7.5, frameon=False)
+    return figure

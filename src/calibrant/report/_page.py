@@ -1,0 +1,125 @@
+"""The page: one HTML file with its figures inside, readable without a network."""
+
+import base64
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from matplotlib.figure import Figure
+
+from calibrant._calibration import Calibration, write_text
+from calibrant._problem import Problem
+from calibrant.report._figures import failures_figure, history_figure, posterior_figure, predictive_figure
+from calibrant.report._predictive import predictive
+
+
+def _png(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _rows(calibration: Calibration, about: Mapping[str, Mapping[str, str]]) -> list[dict[str, str]]:
+    draws = calibration.sample(0, 10_000)
+    prior = calibration.prior.sample(_key(), 10_000)
+    rows = []
+    for name, x in draws.items():
+        for index in np.ndindex(x.shape[1:]):
+            after, before = np.asarray(x)[:, *index], np.asarray(prior[name])[:, *index]
+            q, p = np.quantile(after, [0.05, 0.5, 0.95]), np.quantile(before, [0.05, 0.95])
+            rows.append(
+                {
+                    "name": name + "".join(f"[{i}]" for i in index),
+                    "description": about.get(name, {}).get("description", ""),
+                    "units": about.get(name, {}).get("units", ""),
+                    "median": f"{q[1]:.3g}",
+                    "interval": f"{q[0]:.3g} to {q[2]:.3g}",
+                    "prior": f"{p[0]:.3g} to {p[1]:.3g}",
+                    "narrowed": f"{1 - np.std(after) / np.std(before):.0%}" if np.std(before) else "",
+                }
+            )
+    return rows
+
+
+def _key():
+    import jax
+
+    return jax.random.key(1)
+
+
+def write_report(
+    path: Path,
+    problem: Problem,
+    calibration: Calibration,
+    *,
+    title: str,
+    config: str = "",
+    about: Mapping[str, Mapping[str, str]] | None = None,
+    truth: Mapping[str, float] | None = None,
+) -> Path:
+    """Write `report.html`.
+
+    **Arguments:** `about`, name -> `{"units": ..., "description": ...}` beyond what the model says itself; `truth`,
+    scalar name -> value, for synthetic data; `config`, the text of the configuration.
+    """
+    described = {
+        name: {"units": info.units, "description": info.description}
+        for name, info in problem.model.Params.describe().items()
+    }
+    described |= {name: dict(x) for name, x in (about or {}).items() if x.get("units") or x.get("description")}
+    units = {name: x["units"] for name, x in described.items()}
+    figures = [
+        (
+            "Does it fit?",
+            "Data simulated at draws of the posterior, with observation noise where the loss is a likelihood.",
+            _png(predictive_figure(predictive(problem, calibration.posterior), problem.data)),
+        ),
+        (
+            "What was learnt?",
+            "Posterior over prior; median and 90% interval above each panel.",
+            _png(posterior_figure(calibration, units, dict(truth or {}))),
+        ),
+        (
+            "Did it converge?",
+            "The objective is evaluated on a fixed set of draws; the best state on it is the posterior shown here, and "
+            "the number in the summary is from a fresh set.",
+            _png(history_figure(calibration)),
+        ),
+    ]
+    if calibration.failures:
+        text = f"{calibration.n_failed} simulations were not finite and were masked. This is where they were."
+        figures.append(("What failed?", text, _png(failures_figure(calibration))))
+    evaluation = calibration.evaluation
+    summary = {
+        "Result": f"{calibration.result.value}: {calibration.reason}",
+        "Objective, fresh draws": f"{evaluation['objective']:.5g} (standard error {evaluation['standard_error']:.2g})",
+        "Loss": f"{evaluation['loss']:.5g}",
+        "KL from the prior": f"{evaluation['kl']:.3g} nats",
+        "Updates": str(len(calibration.updates["loss"])),
+        "Simulations": f"{calibration.n_simulations} ({calibration.n_failed} not finite)",
+        "Seed": str(calibration.seed),
+        "Time": f"{calibration.timings.get('total', float('nan')):.1f} s",
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("calibrant.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    page = environment.get_template("report.html.jinja").render(
+        title=title,
+        model=type(problem.model).__name__,
+        summary=summary,
+        rows=_rows(calibration, described),
+        figures=figures,
+        config=config,
+        versions=_versions(),
+    )
+    write_text(path, page)
+    return path
+
+
+def _versions() -> dict[str, Any]:
+    from calibrant._calibration import versions
+
+    return versions()

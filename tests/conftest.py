@@ -1,0 +1,19 @@
+
+
+import jax
+import pytest
+
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _clear_caches():
+    yield
+    jax.clear_caches()

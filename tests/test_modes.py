@@ -1,0 +1,174 @@
+"""Every AD mode gives the same numbers, through every transformation."""
+
+import calibrant as cal
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+from jax.flatten_util import ravel_pytree
+from registry import HORIZONS, MODELS, MODES, RULES
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def _objective(name, mode, horizon=None, rule=None, record=False, seed=3):
+    model, kwargs = MODELS[name]
+    flat, unravel = ravel_pytree(model.Params())
+
+    def objective(v, seed=seed):
+        out = cal.simulate(
+            model, unravel(v), seed=seed, mode=mode, horizon=horizon, rule=rule, record=record, **kwargs
+        )
+        leaves = [x for x in jax.tree.leaves(out.outputs) if jnp.issubdtype(x.dtype, jnp.floating)]
+        total = sum(jnp.sum(jnp.sin(x) * (1 + i)) for i, x in enumerate(leaves))
+        return total + (0 if out.log_prob is None else jnp.sum(out.log_prob**2))
+
+    return objective, flat
+
+
+_reference: dict = {}
+
+
+@pytest.mark.parametrize("mode", ["checkpointed", "hybrid", "hybrid-chunk-2"])
+@pytest.mark.parametrize("horizon", HORIZONS)
+@pytest.mark.parametrize("model", MODELS)
+def test_modes_agree(model, horizon, mode):
+    key = (model, horizon)
+    if key not in _reference:
+        objective, flat = _objective(model, MODES["reverse"], HORIZONS[horizon])
+        _reference[key] = jax.jit(jax.value_and_grad(objective))(flat)
+    value, expected = _reference[key]
+    objective, flat = _objective(model, MODES[mode], HORIZONS[horizon])
+    got_value, got = jax.jit(jax.value_and_grad(objective))(flat)
+    assert got_value == value  # a derivative does not change the simulation, not by a bit
+    np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("model", ["flips", "choice"])
+def test_modes_agree_under_every_rule(model, rule):
+    results = []
+    for mode in ("reverse", "checkpointed", "hybrid"):
+        objective, flat = _objective(model, MODES[mode], HORIZONS["sliding-4"], RULES[rule])
+        results.append(jax.grad(objective)(flat))
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(results[2], results[0], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("model", ["flips", "choice", "sir", "boarding-school"])
+@pytest.mark.parametrize("horizon", ["full", "sliding-1", "geometric"])
+def test_modes_agree_on_recorded_probabilities(model, horizon):
+    results = []
+    for mode in ("reverse", "checkpointed", "hybrid"):
+        objective, flat = _objective(model, MODES[mode], HORIZONS[horizon], cal.Hard(), record=True)
+        results.append(jax.grad(objective)(flat))
+    assert np.abs(results[0]).max() > 0
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(results[2], results[0], rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("model", ["drift", "lags", "brock-hommes-mean-field", "brock-hommes-forecast"])
+def test_smooth_models_agree_with_finite_differences(model, mode):
+    objective, flat = _objective(model, MODES[mode])
+    eps = 1e-6
+    differences = [(objective(flat + eps * e) - objective(flat - eps * e)) / (2 * eps) for e in jnp.eye(len(flat))]
+    np.testing.assert_allclose(jax.grad(objective)(flat), jnp.stack(differences), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("horizon", ["full", "sliding-1", "block-3"])
+def test_outer_transformations(mode, horizon):
+    objective, flat = _objective("lags", MODES[mode], HORIZONS[horizon])
+    gradient = jax.grad(objective)(flat)
+    v = jnp.arange(1.0, len(flat) + 1)
+    np.testing.assert_allclose(jax.jvp(objective, (flat,), (v,))[1], gradient @ v, rtol=1e-10)
+    np.testing.assert_allclose(jax.jacfwd(objective)(flat), gradient, rtol=1e-10)
+    batch = jnp.stack([flat, flat + 0.1])
+    each = jnp.stack([jax.grad(objective)(x) for x in batch])
+    np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(objective)))(batch), each, rtol=1e-10, atol=1e-12)
+    words = cal.seeds(0, 3)
+    over_seeds = jax.vmap(jax.grad(objective), (None, 0))(flat, words)
+    np.testing.assert_allclose(over_seeds, jnp.stack([jax.grad(objective)(flat, w) for w in words]), rtol=1e-9)
+    hessian = jax.hessian(objective)(flat)
+    reference, _ = _objective("lags", MODES["reverse"], HORIZONS[horizon])
+    np.testing.assert_allclose(hessian, jax.hessian(reference)(flat), rtol=1e-8, atol=1e-10)
+
+
+def test_hessian_is_the_derivative_of_the_gradient():
+    for mode in MODES.values():
+        objective, flat = _objective("lags", mode)
+        eps = 1e-6
+        rows = [
+            (jax.grad(objective)(flat + eps * e) - jax.grad(objective)(flat - eps * e)) / (2 * eps)
+            for e in jnp.eye(len(flat))
+        ]
+        np.testing.assert_allclose(jax.hessian(objective)(flat), jnp.stack(rows), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_only_the_differentiated_parameters_cost(mode):
+    model = toys.Lags()
+
+    def one(a):
+        params = toys.LagsParams(a=a)
+        return cal.simulate(model, params, seed=1, inputs=np.zeros(9), mode=MODES[mode]).outputs["y"].sum()
+
+    objective_all = jax.grad(
+        lambda p: cal.simulate(model, p, seed=1, inputs=np.zeros(9), mode=MODES[mode]).outputs["y"].sum()
+    )(toys.LagsParams())
+    np.testing.assert_allclose(jax.grad(one)(0.7), objective_all.a, rtol=1e-10)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("what", ["inputs", "model"])
+def test_a_tangent_on_what_is_no_parameter_is_refused(mode, what):
+    def wrong(x):
+        if what == "inputs":
+            model, inputs = toys.Lags(), x * jnp.ones(9)
+            return cal.simulate(model, toys.LagsParams(), seed=1, inputs=inputs, mode=MODES[mode]).outputs["y"].sum()
+        model = cal.models.SIR(cal.networks.random_groups(10, 5), shares=jnp.ones(1))
+        import equinox as eqx
+
+        model = eqx.tree_at(lambda m: m.shares, model, x * jnp.ones(1))
+        return cal.simulate(model, model.Params(), seed=1, steps=3, mode=MODES[mode]).outputs["infected"].sum()
+
+    for transform in (jax.grad, jax.jacfwd):
+        with pytest.raises(Exception, match="which is no parameter"):
+            transform(wrong)(1.0)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 16, 17, 23])
+def test_checkpointing_handles_any_number_of_steps(steps):
+    def last(theta, mode):
+        return cal.simulate(toys.Drift(), toys.DriftParams(theta), seed=0, steps=steps, mode=mode).outputs[-1]
+
+    for segments in (None, 1, 3, 100):
+        assert jax.grad(last)(0.3, cal.CheckpointedReverseMode(segments)) == steps
+
+
+def _temporary_bytes(mode, steps, horizon=None):
+    model = cal.models.SIR(cal.networks.random_groups(10_000, 5, contiguous=True))
+
+    def loss(beta):
+        params = model.Params(beta=beta)
+        return cal.simulate(model, params, seed=0, steps=steps, mode=mode, horizon=horizon).outputs["infected"].sum()
+
+    compiled = jax.jit(jax.grad(loss)).lower(jnp.float32(0.4)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_memory_of_checkpointed_reverse_grows_as_sqrt_and_of_hybrid_not_at_all():
+    with jax.enable_x64(False):
+        short, long = 100, 10_000
+        checkpointed = {t: _temporary_bytes(cal.CheckpointedReverseMode(), t) for t in (short, long)}
+        # 100 times the steps: 10 times the memory, with a quarter's allowance for what does not grow
+        assert checkpointed[long] <= 1.25 * np.sqrt(long / short) * checkpointed[short]
+        hybrid = {t: _temporary_bytes(cal.HybridMode(), t) for t in (short, long)}
+        outputs_and_jacobian = 4 * 8 * (long - short)  # two outputs and their tangents, each twice
+        assert hybrid[long] <= hybrid[short] + outputs_and_jacobian
+        reverse = {t: _temporary_bytes(cal.ReverseMode(), t) for t in (short, 10 * short)}
+        assert reverse[10 * short] > 8 * reverse[short]  # the measure would show growth
+        windowed = {t: _temporary_bytes(cal.CheckpointedReverseMode(), t, cal.SlidingHorizon(2)) for t in (short, long)}
+        assert windowed[long] <= 1.25 * np.sqrt(long / short) * windowed[short]

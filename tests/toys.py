@@ -1,0 +1,126 @@
+"""Small models that the tests reason about."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from calibrant import AbstractModel, Params, parameter
+from jaxtyping import Array, Float
+
+
+class DriftParams(Params):
+    theta: Float[Array, ""] = parameter(0.3, prior=dist.Normal(0.0, 1.0))
+
+
+class Drift(AbstractModel):
+    """`x_t = x_{t-1} + theta`."""
+
+    Params = DriftParams
+
+    def init(self, params, rng):
+        return jnp.zeros((), params.theta.dtype)
+
+    def step(self, params, state, inputs_t, rng):
+        return state + params.theta
+
+    def observe(self, params, state, inputs_t, rng):
+        return state
+
+
+class LagsParams(Params):
+    a: Float[Array, ""] = parameter(0.7)
+    b: Float[Array, " 2"] = parameter([0.4, -0.3])
+    start: Float[Array, ""] = parameter(0.5)
+
+
+class Lags(AbstractModel):
+    """A smooth nonlinear model with three lags, noise, inputs, an integer in its state, and several outputs."""
+
+    Params = LagsParams
+
+    def init(self, params, rng):
+        x = jnp.stack([params.start, jnp.sin(params.start), params.a * params.start])
+        return {"lags": x, "count": jnp.zeros((), jnp.int32)}
+
+    def step(self, params, state, inputs_t, rng):
+        x = state["lags"]
+        noise = 0.1 * rng.normal("noise", dtype=x.dtype)
+        new = jnp.tanh(params.a * x[0] + params.b[0] * x[1] * x[2] + params.b[1] * jnp.cos(x[2]) + inputs_t + noise)
+        return {"lags": jnp.stack([new, x[0], x[1]]), "count": state["count"] + 1}
+
+    def observe(self, params, state, inputs_t, rng):
+        x = state["lags"]
+        return {"y": x[0] + params.a * x[2], "both": x[:2] ** 2, "count": state["count"]}
+
+
+class FlipsParams(Params):
+    p: Float[Array, ""] = parameter(0.4)
+    q: Float[Array, ""] = parameter(0.3)
+
+
+class Flips(AbstractModel):
+    """Bernoulli draws over several steps, with continuous state in between. Enumerable: 2^(agents x steps) outcomes."""
+
+    agents: int = eqx.field(default=2, static=True)
+
+    Params = FlipsParams
+
+    def init(self, params, rng):
+        return {"on": jnp.zeros((self.agents,), params.p.dtype), "level": jnp.zeros((), params.p.dtype)}
+
+    def step(self, params, state, inputs_t, rng):
+        prob = jax.nn.sigmoid(2 * params.p - 1 + state["level"] - params.q * state["on"])
+        on = rng.bernoulli(prob, site="flip")
+        level = 0.5 * state["level"] + params.q * jnp.sum(on) - 0.3 * on[0]
+        return {"on": on, "level": level}
+
+    def observe(self, params, state, inputs_t, rng):
+        return state["level"] * (1 + params.q)
+
+
+class ChoiceParams(Params):
+    a: Float[Array, ""] = parameter(0.5)
+    b: Float[Array, ""] = parameter(-0.4)
+
+
+class Choice(AbstractModel):
+    """Categorical draws (three categories) over several steps, with continuous state in between."""
+
+    Params = ChoiceParams
+
+    def init(self, params, rng):
+        return jnp.zeros((), params.a.dtype)
+
+    def step(self, params, state, inputs_t, rng):
+        logits = jnp.stack([jnp.zeros_like(state), params.a + state, params.b - state])
+        chosen = rng.categorical(jax.nn.softmax(logits), site="choice")
+        return 0.5 * state + jnp.sum(chosen * jnp.stack([params.a * 0 - 1.0, params.a * 0 + 0.5, 1.0 + params.b]))
+
+    def observe(self, params, state, inputs_t, rng):
+        return state
+
+
+class ContagionParams(Params):
+    beta: Float[Array, ""] = parameter(1.2)
+    gamma: Float[Array, ""] = parameter(0.5)
+
+
+class Contagion(AbstractModel):
+    """Three agents, one infected: `where=` decides who may fall ill or recover."""
+
+    Params = ContagionParams
+
+    def init(self, params, rng):
+        one = jnp.ones((), params.beta.dtype)
+        infected = jnp.stack([one, 0 * one, 0 * one])
+        return 1 - infected, infected
+
+    def step(self, params, state, inputs_t, rng):
+        susceptible, infected = state
+        others = jnp.sum(infected) - infected
+        caught = rng.bernoulli(-jnp.expm1(-params.beta * others / 2), site="infection", where=susceptible)
+        well = rng.bernoulli(-jnp.expm1(-params.gamma), site="recovery", where=infected)
+        return susceptible - caught, infected + caught - well
+
+    def observe(self, params, state, inputs_t, rng):
+        return jnp.sum(state[1])
