@@ -1,16 +1,11 @@
-
-
 import jax
 import pytest
-
 
 
 @pytest.fixture
 def x64():
     with jax.enable_x64(True):
         yield
-
-
 
 
 @pytest.fixture(autouse=True, scope="module")

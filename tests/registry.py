@@ -1,9 +1,10 @@
 """Everything there is of a kind. A new horizon, mode, rule, loss, estimator or model is tested by being listed here."""
 
-import calibrant as cal
 import jax.numpy as jnp
 import numpy as np
 import toys
+
+import calibrant as cal
 from calibrant.networks import random_groups
 
 HORIZONS = {

@@ -3,15 +3,16 @@
 import dataclasses
 import functools
 
-import calibrant as cal
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
-from calibrant._randomness import Randomness, as_seed
 from jax.flatten_util import ravel_pytree
 from registry import HORIZONS, MODES
+
+import calibrant as cal
+from calibrant._randomness import Randomness, as_seed
 
 T = 40
 pytestmark = pytest.mark.usefixtures("x64")
@@ -32,7 +33,12 @@ def test_every_sliding_length_counts_paths():
     for length in range(T):
         grad = jax.grad(
             lambda th, h=length: cal.simulate(
-                toys.Drift(), toys.DriftParams(th), seed=0, steps=T, mode=cal.HybridMode(), horizon=cal.SlidingHorizon(h)
+                toys.Drift(),
+                toys.DriftParams(th),
+                seed=0,
+                steps=T,
+                mode=cal.HybridMode(),
+                horizon=cal.SlidingHorizon(h),
             ).outputs[-1]
         )(0.3)
         assert grad == length + 1

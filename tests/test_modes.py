@@ -1,6 +1,5 @@
 """Every AD mode gives the same numbers, through every transformation."""
 
-import calibrant as cal
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +7,8 @@ import pytest
 import toys
 from jax.flatten_util import ravel_pytree
 from registry import HORIZONS, MODELS, MODES, RULES
+
+import calibrant as cal
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -17,9 +18,7 @@ def _objective(name, mode, horizon=None, rule=None, record=False, seed=3):
     flat, unravel = ravel_pytree(model.Params())
 
     def objective(v, seed=seed):
-        out = cal.simulate(
-            model, unravel(v), seed=seed, mode=mode, horizon=horizon, rule=rule, record=record, **kwargs
-        )
+        out = cal.simulate(model, unravel(v), seed=seed, mode=mode, horizon=horizon, rule=rule, record=record, **kwargs)
         leaves = [x for x in jax.tree.leaves(out.outputs) if jnp.issubdtype(x.dtype, jnp.floating)]
         total = sum(jnp.sum(jnp.sin(x) * (1 + i)) for i, x in enumerate(leaves))
         return total + (0 if out.log_prob is None else jnp.sum(out.log_prob**2))
@@ -152,11 +151,13 @@ def _temporary_bytes(mode, steps, horizon=None):
     model = cal.models.SIR(cal.networks.random_groups(10_000, 5, contiguous=True))
 
     def loss(beta):
-        params = model.Params(beta=beta)
+        params = model.Params().replace({"beta": beta})
         return cal.simulate(model, params, seed=0, steps=steps, mode=mode, horizon=horizon).outputs["infected"].sum()
 
     compiled = jax.jit(jax.grad(loss)).lower(jnp.float32(0.4)).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+    analysis = compiled.memory_analysis()
+    assert analysis is not None
+    return analysis.temp_size_in_bytes
 
 
 def test_memory_of_checkpointed_reverse_grows_as_sqrt_and_of_hybrid_not_at_all():

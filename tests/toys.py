@@ -4,8 +4,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from calibrant import AbstractModel, Params, parameter
 from jaxtyping import Array, Float
+
+from calibrant import AbstractModel, Params, parameter
 
 
 class DriftParams(Params):

@@ -12,7 +12,7 @@ work. Second derivatives under a finite horizon are the derivative of the trunca
 
 import abc
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -23,12 +23,17 @@ from jaxtyping import Array, PyTree
 from calibrant._horizon import AbstractHorizon, FullHorizon
 from calibrant._loop import Loop
 
+if TYPE_CHECKING:  # a spelling that type checkers do not take for fields
+    from typing import ClassVar as AbstractClassVar
+else:
+    from equinox import AbstractClassVar
+
 
 class AbstractMode(eqx.Module):
     """How the loop over time is run and differentiated."""
 
     #: Whether a reverse pass stores the simulation (then running few at once must recompute them to save memory).
-    stores_steps: eqx.AbstractClassVar[bool]
+    stores_steps: AbstractClassVar[bool]
 
     @abc.abstractmethod
     def scan(self, body: Any, init: Any, xs: Any) -> tuple[Any, Any]:

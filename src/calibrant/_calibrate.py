@@ -12,7 +12,7 @@ from calibrant._calibration import Calibration
 from calibrant._prior import Prior
 from calibrant._problem import Problem
 from calibrant._progress import AbstractProgress, NoProgress, TerminalProgress
-from calibrant.inference import GVI, AbstractMethod, Evaluation, Result
+from calibrant.inference import GVI, AbstractMethod, Evaluation, Result, best_evaluation
 
 _FIXED, _FRESH = 0, 1
 _KEPT_FAILURES = 10_000
@@ -51,7 +51,7 @@ def calibrate(
     method = GVI() if method is None else method
     prior = priors if isinstance(priors, Prior) else Prior.of(problem, priors)
     method.check(problem, prior)
-    total, every = getattr(method, "max_updates", 0), getattr(method, "evaluate_every", 100)
+    total, every = method.max_updates, method.evaluate_every
     if isinstance(progress, bool):
         progress = TerminalProgress(total) if progress else NoProgress()
     started = time.perf_counter()
@@ -68,14 +68,10 @@ def calibrate(
                 compiled = compiled or time.perf_counter() - now
                 history.append(_row(int(state.update), method.evaluate(problem, state, _FIXED)))
                 row = history[-1]
-                if row["objective"] <= min(h["objective"] for h in history if np.isfinite(h["objective"])):
+                if best_evaluation(history) == len(history) - 1:
                     best = state
                 failed = 1 - np.mean(records[-1].finite)
-                result = (
-                    Result.TOO_MANY_FAILURES
-                    if failed > getattr(method, "max_failed_fraction", 1.0)
-                    else method.terminate(history)
-                )
+                result = Result.TOO_MANY_FAILURES if failed > method.max_failed_fraction else method.terminate(history)
                 message = f"loss {row['loss']:.4g}, KL {row['kl']:.3g}"
                 progress.advance(len(records[-1].loss), message + (f", {failed:.0%} failed" if failed else ""))
         except KeyboardInterrupt:
@@ -125,11 +121,11 @@ def _finish(best, result: Result, evaluation, history, records, method, seed: in
             f"The objective at update {last['update']} is not finite: no simulation of the evaluation set was."
         ),
     }
-    per_update = getattr(method, "simulations", 1) * getattr(method, "replicates", 1)
+    per_update = method.simulations * method.replicates
     return Calibration(
         posterior=best.posterior,
         result=result,
-        reason=reasons[result],
+        reason=reasons[result] + (" The best state is the start, the prior." if best_evaluation(history) == 0 else ""),
         evaluation={k: v for k, v in _row(0, evaluation).items() if k != "update"},
         history=history,
         updates=updates,

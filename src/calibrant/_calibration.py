@@ -74,9 +74,9 @@ class Calibration:
         )
 
     def save(self, directory: "str | os.PathLike", manifest: Mapping[str, Any] | None = None) -> Path:
-        """Write a run directory: `posterior.nc`, `flow.h5`, `manifest.json`, `metrics.jsonl`. Each file is whole or absent.
+        """Write a run directory: `posterior.nc`, `flow.h5`, `manifest.json`, `metrics.jsonl`.
 
-        `manifest` is added to what is always recorded: seed, versions, timings, result.
+        Each file is whole or absent. `manifest` is added to what is always recorded: seed, versions, timings, result.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -86,6 +86,9 @@ class Calibration:
         with atomic_path(directory / "flow.h5") as path:
             save_arrays(path, self.posterior)
         write_text(directory / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.metrics()))
+        if self.failures:
+            failures = {name: np.asarray(x).tolist() for name, x in self.failures.items()}
+            write_text(directory / "failures.json", json.dumps(failures) + "\n")
         write_text(directory / "manifest.json", json.dumps({**self.describe(), **(manifest or {})}, indent=2) + "\n")
         return directory
 

@@ -86,7 +86,7 @@ class ParameterConfig(_Strict):
 
 
 class SyntheticConfig(_Strict):
-    """Data simulated by the model itself, at its default parameters but for `values`."""
+    """Data simulated by the model itself, at its defaults and the fixed parameters but for `values`."""
 
     seed: int = Field(ge=0)
     values: dict[str, float | list[float]] = {}
@@ -114,6 +114,21 @@ class DataConfig(_Strict):
         return self
 
 
+_PASSED_ON = (
+    "weight",
+    "simulations",
+    "replicates",
+    "max_updates",
+    "learning_rate",
+    "kl_samples",
+    "evaluate_every",
+    "evaluation_simulations",
+    "patience",
+    "max_failed_fraction",
+    "simulations_at_once",
+)
+
+
 class MethodConfig(_Strict):
     """Arguments of `GVI`, by name."""
 
@@ -129,17 +144,23 @@ class MethodConfig(_Strict):
     max_failed_fraction: float = Field(default=0.5, ge=0, le=1)
     simulations_at_once: PositiveInt | None = None
     estimator: Literal["straight-through", "gumbel-softmax", "score-function", "flow-score"] = "straight-through"
-    temperature: PositiveFloat = 0.1
+    temperature: PositiveFloat | None = None
     mode: Literal["reverse", "checkpointed", "hybrid"] = "reverse"
     horizon: Literal["full"] | dict[Literal["sliding", "block", "geometric"], float] = "full"
     keep: list[str] = []
     posterior: Literal["masked-autoregressive", "coupling-spline", "full-rank-gaussian"] = "masked-autoregressive"
 
+    @model_validator(mode="after")
+    def _temperature_is_used(self):
+        if self.temperature is not None and self.estimator != "gumbel-softmax":
+            raise ValueError("temperature is of the estimator gumbel-softmax; name it, or leave temperature out")
+        return self
+
     def build(self) -> GVI:
         """The method."""
         estimator = {
             "straight-through": estimators.Pathwise(),
-            "gumbel-softmax": estimators.Pathwise(GumbelSoftmax(self.temperature)),
+            "gumbel-softmax": estimators.Pathwise(GumbelSoftmax(self.temperature or 0.1)),
             "score-function": estimators.ScoreFunction(),
             "flow-score": FlowScore(),
         }[self.estimator]
@@ -149,11 +170,7 @@ class MethodConfig(_Strict):
             "coupling-spline": posteriors.CouplingSplineFlow(),
             "full-rank-gaussian": posteriors.FullRankGaussian(),
         }[self.posterior]
-        direct = (
-            "weight simulations replicates max_updates learning_rate kl_samples evaluate_every evaluation_simulations "
-            "patience max_failed_fraction simulations_at_once"
-        ).split()
-        arguments = {name: getattr(self, name) for name in direct}
+        arguments = {name: getattr(self, name) for name in _PASSED_ON}
         return GVI(estimator=estimator, mode=mode, horizon=self._horizon(), family=family, **arguments)
 
     def _horizon(self) -> AbstractHorizon:
@@ -280,8 +297,10 @@ def _build_prior(name: str, given: dict[str, Any]) -> dist.Distribution:
     if not (inspect.isclass(make) and issubclass(make, dist.Distribution)):
         raise ConfigError(f"parameters.{name}.prior: `distribution` must name a numpyro distribution, got {kind!r}.")
     try:
-        return make(**{k: float(v) if isinstance(v, (int, float)) else np.asarray(v, float) for k, v in given.items()},
-                    validate_args=True)
+        return make(
+            **{k: float(v) if isinstance(v, (int, float)) else np.asarray(v, float) for k, v in given.items()},
+            validate_args=True,
+        )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"parameters.{name}.prior: {kind} cannot be made from {given} ({error}).") from error
 
@@ -352,7 +371,9 @@ def read_column(path: Path, column: str) -> np.ndarray:
                 try:
                     values.append(float(text) if text else np.nan)
                 except ValueError:
-                    raise ConfigError(f"data: {path}, line {line}: '{text}' in column '{column}' is no number.") from None
+                    raise ConfigError(
+                        f"data: {path}, line {line}: '{text}' in column '{column}' is no number."
+                    ) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"data: {path} cannot be read ({error}).") from error
     out = np.asarray(values, dtype=float)

@@ -51,6 +51,10 @@ def expect(
     mode = ReverseMode() if mode is None else mode
     horizon = FullHorizon() if horizon is None else horizon
     values = {name: jnp.asarray(value) for name, value in values.items()}
+    if seeds.ndim != 3 or seeds.shape[-1] != 2:
+        raise ValueError(
+            f"`seeds` has shape (batch, replicates, 2), as seeds(seed, (batch, replicates)); got {seeds.shape}."
+        )
     batch, replicates = seeds.shape[:2]
     known = (*problem.parameter_names, *problem.loss.parameters)
     for name, value in values.items():
@@ -58,6 +62,9 @@ def expect(
             raise ValueError(f"There is no parameter '{name}'; the model and the loss have {', '.join(known)}.")
         if value.shape[:1] != (batch,):
             raise ValueError(f"Values of '{name}' have shape {value.shape} but there are {batch} rows of seeds.")
+    for name in problem.loss.parameters:
+        if name not in values:
+            raise ValueError(f"The loss needs a value of its parameter '{name}'.")
     if simulations_at_once is not None and simulations_at_once < 1:
         raise ValueError(f"`simulations_at_once` is at least 1, got {simulations_at_once}.")
     estimator.check(problem, batch, replicates)

@@ -14,16 +14,29 @@ one transition, `total` adds them up.
 
 import abc
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+if TYPE_CHECKING:  # a spelling that type checkers do not take for fields
+    from typing import ClassVar as AbstractVar
+else:
+    from equinox import AbstractVar
+
+
 Tangent = PyTree[Array]
 #: `push(dx)` is `A_t dx`; `direct()` is `B_t v`; `both(dx)` is `A_t dx + B_t v` at the price of one.
 Push = Callable[[Tangent], Tangent]
 Direct = Callable[[], Tangent]
+
+
+def _names(keep: Any) -> tuple[str, ...]:
+    if isinstance(keep, str):
+        raise ValueError(f"`keep` takes a tuple of names, got the string '{keep}'; write keep=('{keep}',).")
+    return tuple(keep)
 
 
 class AbstractHorizon(eqx.Module):
@@ -32,7 +45,7 @@ class AbstractHorizon(eqx.Module):
     `keep` names parameters whose paths are never cut, such as one that acts through the initial state alone.
     """
 
-    keep: eqx.AbstractVar[tuple[str, ...]]
+    keep: AbstractVar[tuple[str, ...]]
 
     @abc.abstractmethod
     def start(self, dx: Tangent) -> PyTree[Array]:
@@ -50,7 +63,7 @@ class AbstractHorizon(eqx.Module):
 class FullHorizon(AbstractHorizon):
     """Every path: the ordinary derivative."""
 
-    keep: tuple[str, ...] = eqx.field(default=(), static=True)
+    keep: tuple[str, ...] = eqx.field(default=(), static=True, converter=_names)
 
     def start(self, dx):
         return dx
@@ -71,7 +84,7 @@ class SlidingHorizon(AbstractHorizon):
     """
 
     length: int = eqx.field(static=True)
-    keep: tuple[str, ...] = eqx.field(default=(), static=True)
+    keep: tuple[str, ...] = eqx.field(default=(), static=True, converter=_names)
 
     def __check_init__(self):
         if not (isinstance(self.length, int) and self.length >= 0):
@@ -102,7 +115,7 @@ class BlockHorizon(AbstractHorizon):
     """
 
     length: int = eqx.field(static=True)
-    keep: tuple[str, ...] = eqx.field(default=(), static=True)
+    keep: tuple[str, ...] = eqx.field(default=(), static=True, converter=_names)
 
     def __check_init__(self):
         if not (isinstance(self.length, int) and self.length >= 1):
@@ -127,7 +140,7 @@ class GeometricHorizon(AbstractHorizon):
     """
 
     discount: float | Float[Array, ""]
-    keep: tuple[str, ...] = eqx.field(default=(), static=True)
+    keep: tuple[str, ...] = eqx.field(default=(), static=True, converter=_names)
 
     def __check_init__(self):
         if isinstance(self.discount, (int, float)) and not 0 <= self.discount <= 1:

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -13,6 +13,11 @@ import numpyro.distributions as dist
 from jaxtyping import Array, PyTree
 
 from calibrant._randomness import Randomness
+
+if TYPE_CHECKING:  # a spelling that type checkers do not take for fields
+    from typing import ClassVar as AbstractClassVar
+else:
+    from equinox import AbstractClassVar
 
 State = PyTree[Array]
 Outputs = PyTree[Array]
@@ -33,9 +38,7 @@ def _to_float_array(x: Any) -> Any:
     return jnp.asarray(x, dtype=float) if isinstance(x, (bool, int, float, list, tuple, np.generic, np.ndarray)) else x
 
 
-def parameter(
-    default: Any, *, prior: dist.Distribution | None = None, units: str = "", description: str = ""
-) -> Any:
+def parameter(default: Any, *, prior: dist.Distribution | None = None, units: str = "", description: str = "") -> Any:
     """Declare a field of a `Params` class.
 
     **Arguments:** `default`, a number or an array of the parameter's shape; `prior`, a numpyro distribution of that
@@ -43,9 +46,10 @@ def parameter(
     `units` and `description`, for reports.
     """
     info = ParameterInfo(default, prior, units, description)
-    value = (lambda: default) if isinstance(default, (list, np.ndarray)) else None
-    where = {"default": default} if value is None else {"default_factory": value}
-    return eqx.field(**where, converter=_to_float_array, metadata={"parameter": info})
+    about = {"parameter": info}
+    if isinstance(default, (list, np.ndarray, jax.Array)):
+        return eqx.field(default_factory=lambda: default, converter=_to_float_array, metadata=about)
+    return eqx.field(default=default, converter=_to_float_array, metadata=about)
 
 
 class Params(eqx.Module):
@@ -80,7 +84,7 @@ class AbstractModel(eqx.Module):
     `Params`, a class attribute, is the class of its parameters.
     """
 
-    Params: eqx.AbstractClassVar[type[Params]]
+    Params: AbstractClassVar[type[Params]]
 
     @abc.abstractmethod
     def init(self, params: Any, rng: Randomness) -> State:
@@ -88,7 +92,7 @@ class AbstractModel(eqx.Module):
 
     @abc.abstractmethod
     def step(self, params: Any, state: Any, inputs_t: Any, rng: Randomness) -> State:
-        """The state one step later, of the same structure, shapes and dtypes. `inputs_t` is one time slice of `inputs`."""
+        """The state one step later, of the same structure, shapes and dtypes. `inputs_t`: a slice of `inputs`."""
 
     @abc.abstractmethod
     def observe(self, params: Any, state: Any, inputs_t: Any, rng: Randomness) -> Outputs:

@@ -8,7 +8,7 @@ bijection onto the support.
 
 import abc
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -21,11 +21,16 @@ from numpyro.distributions.transforms import ExpTransform, Transform
 
 from calibrant._problem import Problem
 
+if TYPE_CHECKING:  # a spelling that type checkers do not take for fields
+    from typing import ClassVar as AbstractVar
+else:
+    from equinox import AbstractVar
+
 
 class AbstractCoordinate(eqx.Module):
     """The map between one parameter and its unconstrained coordinate, both of any shape."""
 
-    prior: eqx.AbstractVar[dist.Distribution]
+    prior: AbstractVar[dist.Distribution]
 
     @property
     @abc.abstractmethod
@@ -57,17 +62,17 @@ class QuantileCoordinate(AbstractCoordinate):
     def constrain(self, z):
         affine = _normal_within(self.prior)
         if affine is not None:  # closed form, which keeps the tails that Phi rounds to 1
-            normal, exponentiate = affine
-            y = normal.loc + normal.scale * z
+            loc, scale, exponentiate = affine
+            y = loc + scale * z
             return jnp.exp(y) if exponentiate else y
         eps = jnp.finfo(jnp.result_type(z, float)).epsneg
-        return self.prior.icdf(jnp.clip(norm.cdf(z), eps, 1 - eps))
+        return jnp.asarray(self.prior.icdf(jnp.clip(norm.cdf(z), eps, 1 - eps)))
 
     def unconstrain(self, theta):
         affine = _normal_within(self.prior)
         if affine is not None:
-            normal, exponentiate = affine
-            return ((jnp.log(theta) if exponentiate else theta) - normal.loc) / normal.scale
+            loc, scale, exponentiate = affine
+            return ((jnp.log(theta) if exponentiate else theta) - loc) / scale
         eps = jnp.finfo(jnp.result_type(theta, float)).epsneg
         return jax.scipy.special.ndtri(jnp.clip(self.prior.cdf(theta), eps, 1 - eps))
 
@@ -89,10 +94,10 @@ class BijectionCoordinate(AbstractCoordinate):
         return tuple(self._bijection.inverse_shape(self.prior.shape()))
 
     def constrain(self, z):
-        return self._bijection(z)
+        return jnp.asarray(self._bijection(z))
 
     def unconstrain(self, theta):
-        return self._bijection.inv(theta)
+        return jnp.asarray(self._bijection.inv(theta))
 
     def log_base(self, z):
         theta = self._bijection(z)
@@ -100,16 +105,17 @@ class BijectionCoordinate(AbstractCoordinate):
         return log_prob + jnp.sum(self._bijection.log_abs_det_jacobian(z, theta))
 
 
-def _normal_within(prior: dist.Distribution) -> tuple[dist.Normal, bool] | None:
+def _normal_within(prior: dist.Distribution) -> tuple[Array, Array, bool] | None:
+    """Location and scale of a normal prior, and whether it is that of the logarithm."""
     if isinstance(prior, dist.Normal):
-        return prior, False
+        return jnp.asarray(prior.loc), jnp.asarray(prior.scale), False
     if (
         isinstance(prior, dist.TransformedDistribution)
         and isinstance(prior.base_dist, dist.Normal)
         and len(prior.transforms) == 1
         and isinstance(prior.transforms[0], ExpTransform)
     ):
-        return prior.base_dist, True
+        return jnp.asarray(prior.base_dist.loc), jnp.asarray(prior.base_dist.scale), True
     return None
 
 
@@ -165,6 +171,8 @@ class Prior(eqx.Module):
 
         **Raises:** `ValueError` for unknown names, for parameters without a prior and for priors of the wrong shape.
         """
+        if isinstance(free, str):
+            raise ValueError(f"`free` takes a list of names, got the string '{free}'; write free=['{free}'].")
         described = problem.model.Params.describe()
         given = dict(priors or {})
         known = (*described, *problem.loss.parameters)
@@ -174,17 +182,26 @@ class Prior(eqx.Module):
         own = {name: info.prior for name, info in described.items() if info.prior is not None}
         merged = {**own, **given}
         chosen = [name for name in known if name in merged] if free is None else list(free)
-        for name in (*chosen, *problem.loss.parameters):
+        for name in chosen:
             if name not in merged:
                 raise ValueError(f"The parameter '{name}' has no prior; give one in `priors`.")
-            if name not in chosen:
-                raise ValueError(f"The loss's parameter '{name}' has to be free; add it to `free`.")
-        for name in chosen:
-            if name in described:
-                shape, wanted = tuple(merged[name].shape()), getattr(problem.params, name).shape
+        prior = cls({name: merged[name] for name in chosen})
+        prior.check(problem)
+        return prior
+
+    def check(self, problem: Problem) -> None:
+        """Refuse, with a `ValueError`, a problem whose parameters are not those of this prior."""
+        known = (*problem.parameter_names, *problem.loss.parameters)
+        for name, prior in self.distributions.items():
+            if name not in known:
+                raise ValueError(f"There is no parameter '{name}'; the model and the loss have {', '.join(known)}.")
+            if name in problem.parameter_names:
+                shape, wanted = tuple(prior.shape()), getattr(problem.params, name).shape
                 if shape != wanted:
                     raise ValueError(f"The prior of '{name}' has shape {shape}, but the parameter has {wanted}.")
-        return cls({name: merged[name] for name in chosen})
+        for name in problem.loss.parameters:
+            if name not in self.names:
+                raise ValueError(f"The loss's parameter '{name}' has no prior; it has to be free, so give it one.")
 
     @property
     def distributions(self) -> dict[str, dist.Distribution]:
@@ -231,7 +248,9 @@ class Prior(eqx.Module):
     def sample(self, key: PRNGKeyArray, n: int) -> dict[str, Array]:
         """`n` draws: name -> array of shape (n, *shape)."""
         keys = jax.random.split(key, len(self.names))
-        return {name: d.sample(k, (n,)) for k, (name, d) in zip(keys, self.distributions.items(), strict=True)}
+        return {
+            name: jnp.asarray(d.sample(k, (n,))) for k, (name, d) in zip(keys, self.distributions.items(), strict=True)
+        }
 
     def scalar_names(self) -> list[str]:
         """Names of the scalar entries: `beta`, `rates[0]`, `rates[1]`, ..."""

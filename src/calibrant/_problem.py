@@ -52,6 +52,12 @@ class Problem(eqx.Module):
             )
         self.inputs = jax.tree.map(jnp.asarray, inputs)
         self.steps = resolve_steps(model, self.inputs, steps)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(self.data)[0]:
+            where = f"data{jax.tree_util.keystr(path)}"
+            if bool(jnp.any(jnp.isinf(leaf))):
+                raise ValueError(f"{where} holds an infinite number; a value that was not observed is NaN.")
+            if not bool(jnp.any(jnp.isfinite(leaf))):
+                raise ValueError(f"{where} holds no observed value.")
         clash = set(self.loss.parameters) & set(self.parameter_names)
         if clash:
             raise ValueError(f"The loss and the model both have a parameter {sorted(clash)}; rename the loss's.")

@@ -68,8 +68,12 @@ class TerminalProgress(AbstractProgress):
     def advance(self, updates: int, message: str) -> None:
         self._done += updates
         self._bar.update(self._task, advance=updates, message=message)
-        if not self._console.is_terminal and (self._done - self._printed >= self._total / 10 or self._done == self._total):
+        if not self._console.is_terminal and (
+            self._done - self._printed >= self._total / 10 or self._done == self._total
+        ):
             self._printed = self._done
             left = self._bar.tasks[self._task].time_remaining
             after = "" if left is None else f", about {left:.0f} s left"
-            self._console.print(f"{self._title}: {self._done} of {self._total} updates, {message}{after}", soft_wrap=True)
+            self._console.print(
+                f"{self._title}: {self._done} of {self._total} updates, {message}{after}", soft_wrap=True
+            )

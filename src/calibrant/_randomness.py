@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,6 +85,24 @@ class _Ledger:
 def _once(x: Array) -> Array:
     """Compute `x` once: XLA would otherwise fuse the generator into every use of its numbers and run it again there."""
     return jax.lax.optimization_barrier(x)
+
+
+class _Traced:
+    """The label of a traced iteration: itself, kept alive."""
+
+    def __init__(self, index: Any):
+        self.index = index
+
+
+_EACH = "each"
+
+
+def _is_repeated(trace: Any) -> bool:
+    """Whether a trace is of the body of a loop, as far as JAX says what it traces for."""
+    if type(trace).__name__ == "BatchTrace":
+        return True
+    info = getattr(getattr(trace, "frame", None), "debug_info", None)
+    return any(loop in str(getattr(info, "traced_for", "")) for loop in ("scan", "while", "fori", "map"))
 
 
 def _trace_of(x: Any) -> Any:
@@ -248,14 +265,16 @@ class Randomness:
                     "same numbers; chain rng.at(outer) in the outer loop and .at(inner) in the inner one"
                 )
         index = jnp.asarray(i).astype(jnp.uint32)
-        label = int(i) if isinstance(i, (int, np.integer)) else ("traced", id(i))
+        label = _Traced(i) if isinstance(i, jax.core.Tracer) else int(i)
         return self._derived(threefry2x32(self._key, (index, jnp.uint32(_ITERATION))), (*self._path, label))
 
     def once(self) -> "Randomness":
         """The same source, for a block that runs at most once a call: a branch of `cond`, a `jit`, a `checkpoint`."""
-        current = get_opaque_trace_state()._trace_ref()
-        if type(current).__name__ == "BatchTrace" and get_opaque_trace_state() != self._here:
-            self._refuse("rng.once() was called inside an inner vmap, which runs many times; use rng.vmap or rng.at(i)")
+        if get_opaque_trace_state() != self._here and _is_repeated(get_opaque_trace_state()._trace_ref()):
+            self._refuse(
+                "rng.once() was called inside an inner scan, while_loop or vmap, which runs many times; "
+                "use rng.scan, rng.vmap or rng.at(i)"
+            )
         return self._derived(self._key, self._path)
 
     def scan(self, body: Callable, init: Any, xs: Any = None, length: int | None = None) -> tuple[Any, Any]:
@@ -264,14 +283,17 @@ class Randomness:
         if n is None:
             raise ValueError("rng.scan needs `xs` or `length`.")
 
+        used = []
+
         def inner(carry, ix):
             i, x = ix
-            rng = self._inner(self.at(i))
+            rng = self._inner(self.at(i), _EACH)
             carry, y = body(rng, carry, x)
+            used.append(rng._ledger.taken)
             return carry, (y, rng._ledger.total())
 
         carry, (ys, log_probs) = jax.lax.scan(inner, init, (jnp.arange(n), xs), length=n)
-        self._adopt(jnp.sum(log_probs))
+        self._adopt(jnp.sum(log_probs), used)
         return carry, ys
 
     def vmap(self, fn: Callable, in_axes: Any = 0, out_axes: Any = 0) -> Callable:
@@ -288,33 +310,35 @@ class Randomness:
             if len(sizes) != 1:
                 raise ValueError(f"rng.vmap needs mapped arguments of one common size, got sizes {sorted(sizes)}.")
 
+            used = []
+
             def inner(i, *args):
-                rng = self._inner(self.at(i))
+                rng = self._inner(self.at(i), _EACH)
                 out = fn(rng, *args)
+                used.append(rng._ledger.taken)
                 return out, rng._ledger.total() + jnp.zeros_like(i, dtype=float)
 
             out, log_probs = jax.vmap(inner, (0, *axes), (out_axes, 0))(jnp.arange(sizes.pop()), *args)
-            self._adopt(jnp.sum(log_probs))
+            self._adopt(jnp.sum(log_probs), used)
             return out
 
         return outer
 
     def cond(self, pred: Array, true_fn: Callable, false_fn: Callable, *operands: Any) -> Any:
         """`jax.lax.cond` whose branches are called as `fn(rng, *operands)`. Both may use the same sites."""
-        taken = []
+        used = []
 
         def branch(fn):
             def run(*operands):
-                rng = self._inner(self.once(), self._ledger.taken)
+                rng = self._inner(self.once())
                 out = fn(rng, *operands)
-                taken.append(rng._ledger.taken)
+                used.append(rng._ledger.taken)
                 return out, rng._ledger.total()
 
             return run
 
         out, log_prob = jax.lax.cond(pred, branch(true_fn), branch(false_fn), *operands)
-        self._ledger.taken.update(*taken)
-        self._adopt(log_prob)
+        self._adopt(log_prob, used)
         return out
 
     # Internals ------------------------------------------------------------------------------------------------------
@@ -329,12 +353,15 @@ class Randomness:
         out._home = self._home
         return out
 
-    def _inner(self, rng: "Randomness", taken: "set[tuple] | None" = None) -> "Randomness":
-        rng._ledger = _Ledger(self._ledger.recording, frozenset(taken or ()))
+    def _inner(self, rng: "Randomness", *label: str) -> "Randomness":
+        """`rng` with a ledger of its own, that knows the sites taken so far (JAX may trace a body more than once)."""
+        rng._path = (*self._path, *label)
+        rng._ledger = _Ledger(self._ledger.recording, frozenset(self._ledger.taken))
         rng._home = rng._here
         return rng
 
-    def _adopt(self, log_prob: Array) -> None:
+    def _adopt(self, log_prob: Array, used: "list[set[tuple]]") -> None:
+        self._ledger.taken.update(*used)
         if self._ledger.recording:
             self._ledger.log_probs.append(log_prob)
 
@@ -360,7 +387,9 @@ class Randomness:
 
     def _uniform(self, key: Key, shape: tuple[int, ...], agents: Array | None, dtype) -> Array:
         """The agent in the first counter word, its lanes (all further axes) in pairs in the second."""
-        dtype = jnp.result_type(float) if dtype is None else dtype
+        dtype = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
+        if dtype not in (jnp.float32, jnp.float64):
+            raise ValueError(f"Draws are float32 or float64, not {dtype}; convert the parameters and the state.")
         head, lanes = shape[:1], int(np.prod(shape[1:], dtype=np.int64))
         if agents is None:
             index = jnp.arange(head[0], dtype=jnp.uint32) if head else jnp.uint32(0)

@@ -9,18 +9,24 @@ simulation does not change when its gradient does.
 
 import abc
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+if TYPE_CHECKING:  # a spelling that type checkers do not take for fields
+    from typing import ClassVar as AbstractClassVar
+else:
+    from equinox import AbstractClassVar
+
 
 class AbstractSamplingRule(eqx.Module):
     """How Bernoulli and categorical draws are realised and differentiated."""
 
     #: Whether samples are exactly 0 or 1 (a relaxed sample has no probability, so the score function refuses it).
-    hard: eqx.AbstractClassVar[bool]
+    hard: AbstractClassVar[bool]
 
     @abc.abstractmethod
     def bernoulli(self, p: Float[Array, "*n"], where: Float[Array, "*n"], u: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -38,7 +44,8 @@ class AbstractSamplingRule(eqx.Module):
 
 
 def _hard_bernoulli(p, where, u):
-    return jnp.where(u < p, where, jnp.zeros_like(where))
+    happens = jnp.where(u < p, where, jnp.zeros_like(where))
+    return jnp.where((p != p) & (where > 0), p, happens)  # an undefined probability is not a silent "no"
 
 
 def _hard_categorical(p, u):
@@ -48,7 +55,8 @@ def _hard_categorical(p, u):
     # generator it would be evaluated element by element.
     category = jnp.sum((u * upper[-1] >= upper[:-1]).astype(jnp.int32), axis=0)
     index = jnp.arange(p.shape[0], dtype=jnp.int32).reshape(-1, *[1] * u.ndim)
-    return (category == index).astype(p.dtype)
+    one_hot = (category == index).astype(p.dtype)
+    return jnp.where(upper[-1] == upper[-1], one_hot, upper[-1])  # undefined probabilities are no silent choice
 
 
 @jax.custom_jvp

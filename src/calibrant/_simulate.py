@@ -59,7 +59,6 @@ def resolve_steps(model: AbstractModel, inputs: PyTree, steps: int | None) -> in
     return steps
 
 
-@eqx.filter_jit
 def simulate(
     model: AbstractModel,
     params: Any,
@@ -86,22 +85,38 @@ def simulate(
 
     **Returns:** a `Trajectory`.
 
-    **Raises:** `ValueError` for a model whose step changes the shape of its state, for a draw that would repeat
-    itself, and for a tangent on a float input that is no parameter.
+    **Raises:** `ValueError` for a model whose step changes the shape of its state and for a draw that would repeat
+    itself; `RuntimeError` for a tangent on a float input that is no parameter.
     """
     rule = StraightThrough() if rule is None else rule
     mode = ReverseMode() if mode is None else mode
     horizon = FullHorizon() if horizon is None else horizon
     if not isinstance(params, model.Params):
         raise ValueError(
-            f"{type(model).__name__} takes parameters of class {model.Params.__qualname__}, got {type(params).__name__}."
+            f"{type(model).__name__} takes parameters of class {model.Params.__qualname__}, "
+            f"got {type(params).__name__}."
         )
     if record and not rule.hard:
         raise ValueError(
             f"{type(rule).__name__} draws relaxed samples, which have no probability to record; use Hard()."
         )
-    steps = resolve_steps(model, inputs, steps)
-    loop = Loop(_guard(model, "model"), _guard(inputs, "inputs"), as_seed(seed), _guard(rule, "rule"), steps, record)
+    steps = resolve_steps(model, inputs, None if steps is None else int(steps))
+    return _simulate(model, params, as_seed(seed), steps, inputs, rule, mode, horizon, record)
+
+
+@eqx.filter_jit
+def _simulate(
+    model: AbstractModel,
+    params: Any,
+    seed: Array,
+    steps: int,
+    inputs: PyTree[Array],
+    rule: AbstractSamplingRule,
+    mode: AbstractMode,
+    horizon: AbstractHorizon,
+    record: bool,
+) -> Trajectory:
+    loop = Loop(_guard(model, "model"), _guard(inputs, "inputs"), seed, _guard(rule, "rule"), steps, record)
     outputs, log_prob = mode.run(params, loop, _guard(horizon, "horizon"))
     outputs = model.summarise(params, outputs)
     return Trajectory(jax.tree.map(jnp.asarray, outputs), log_prob if record else None)

@@ -22,7 +22,7 @@ from calibrant.inference import Result
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 _out = Console()
 
-TEMPLATE = '''# A calibration, for `calibrant calibrate {name}`. Lines that start with # are optional.
+TEMPLATE = """# A calibration, for `calibrant calibrate {name}`. Lines that start with # are optional.
 
 [model]
 name = "sir"                      # `calibrant models` lists the bundled ones; yours is "module:Class"
@@ -57,7 +57,7 @@ horizon = "full"                  # or {{ sliding = 3 }}, {{ block = 10 }}, {{ g
 mode = "reverse"                  # checkpointed, hybrid
 posterior = "masked-autoregressive"  # coupling-spline, full-rank-gaussian
 # patience = 10                   # stop after so many evaluations without improvement
-'''
+"""
 
 
 @app.command("calibrate")
@@ -113,7 +113,9 @@ def init(path: Annotated[Path, typer.Argument(help="file to write")] = Path("cal
 def models() -> None:
     """List bundled models with their parameters, and bundled configurations."""
     for name, (_, about) in MODELS.items():
-        table = Table("parameter", "default", "units", "prior", "meaning", title=f"{name}: {about}", title_justify="left")
+        table = Table(
+            "parameter", "default", "units", "prior", "meaning", title=f"{name}: {about}", title_justify="left"
+        )
         for parameter, info in build_model(name, {}, Path.cwd()).Params.describe().items():
             prior = type(info.prior).__name__ if info.prior is not None else "fixed"
             table.add_row(parameter, str(info.default), info.units, prior, info.description)
@@ -150,7 +152,9 @@ def simulate_command(
 def _assignment(model: Any, text: str) -> tuple[str, Any]:
     name, sign, value = text.partition("=")
     if not sign or name not in model.Params.describe():
-        raise ConfigError(f"--set takes parameter=value with one of {', '.join(model.Params.describe())}, got '{text}'.")
+        raise ConfigError(
+            f"--set takes parameter=value with one of {', '.join(model.Params.describe())}, got '{text}'."
+        )
     try:
         numbers = [float(x) for x in value.split(",")]
     except ValueError:

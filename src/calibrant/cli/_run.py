@@ -1,6 +1,5 @@
 """Run directories: written whole, read back."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -51,7 +50,12 @@ def write_run(
         if out.exists():
             old = out.with_name(f".{out.name}.{time.time_ns()}.old")
             os.replace(out, old)
-        os.replace(part, out)
+        try:
+            os.replace(part, out)
+        except OSError:
+            if old is not None:
+                os.replace(old, out)
+            raise
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
     except BaseException:
@@ -68,9 +72,7 @@ def _report(folder: Path, name: str, config: Config, text: str, problem: Problem
         for n in problem.parameter_names:
             value = np.asarray(getattr(params, n))
             truth |= {n + "".join(f"[{i}]" for i in ix): float(value[ix]) for ix in np.ndindex(value.shape)}
-    return write_report(
-        folder / "report.html", problem, calibration, title=name, config=text, about=about, truth=truth
-    )
+    return write_report(folder / "report.html", problem, calibration, title=name, config=text, about=about, truth=truth)
 
 
 def read_run(folder: Path) -> tuple[str, Config, str, Problem, Calibration]:
@@ -82,6 +84,8 @@ def read_run(folder: Path) -> tuple[str, Config, str, Problem, Calibration]:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         text = (folder / "config.toml").read_text(encoding="utf-8")
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        failures = folder / "failures.json"
+        failed = json.loads(failures.read_text(encoding="utf-8")) if failures.is_file() else {}
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder} is no run directory of calibrant ({error}).") from error
     if manifest.get("schema") != SCHEMA:
@@ -91,13 +95,11 @@ def read_run(folder: Path) -> tuple[str, Config, str, Problem, Calibration]:
     # The structure of the flow depends on the configuration alone; its arrays come from the file.
     skeleton = method.init(problem, prior, int(manifest["seed"])).posterior
     posterior = load_arrays(folder / "flow.h5", skeleton)
-    return manifest["name"], config, text, problem, _calibration(manifest, rows, posterior)
+    return manifest["name"], config, text, problem, _calibration(manifest, rows, posterior, failed)
 
 
-def _calibration(manifest: dict[str, Any], rows: list[dict[str, Any]], posterior: Any) -> Calibration:
+def _calibration(manifest: dict[str, Any], rows: list[dict[str, Any]], posterior: Any, failed: Any) -> Calibration:
     result = manifest["result"]
-    fields = {f.name for f in dataclasses.fields(Calibration)}
-    assert "updates" in fields
     names = ("loss", "kl", "objective", "gradient_norm", "signal_to_noise", "failed")
     evaluated = ("loss", "kl", "objective", "standard_error", "failed")
     prefix = "evaluation_"
@@ -113,7 +115,7 @@ def _calibration(manifest: dict[str, Any], rows: list[dict[str, Any]], posterior
         evaluation={k: _float(result[k]) for k in evaluated},
         history=history,
         updates={name: np.array([_float(row[name]) for row in rows]) for name in names},
-        failures={},
+        failures={name: np.asarray(x) for name, x in failed.items()},
         n_simulations=result["simulations"],
         n_failed=result["failed_simulations"],
         seed=manifest["seed"],

@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import equinox as eqx
 from jaxtyping import Array, Float, UInt32
@@ -9,6 +10,11 @@ from jaxtyping import Array, Float, UInt32
 from calibrant._problem import Problem
 from calibrant._sampling import AbstractSamplingRule
 from calibrant._simulate import Trajectory
+
+if TYPE_CHECKING:  # a spelling that type checkers do not take for fields
+    from typing import ClassVar as AbstractClassVar
+else:
+    from equinox import AbstractClassVar
 
 Values = Mapping[str, Array]
 #: `run(values, seeds, rule, record)`: trajectories of shape (batch, replicates, ...).
@@ -23,7 +29,7 @@ class AbstractEstimator(eqx.Module):
     """
 
     #: Whether its expectation is the derivative of the expected loss, for hard draws and under the full horizon.
-    unbiased: eqx.AbstractClassVar[bool]
+    unbiased: AbstractClassVar[bool]
 
     @abc.abstractmethod
     def losses(

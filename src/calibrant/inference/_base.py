@@ -5,7 +5,8 @@
 
 import abc
 import enum
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
@@ -13,6 +14,11 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 from calibrant._prior import Prior
 from calibrant._problem import Problem
 from calibrant.posteriors import Posterior
+
+if TYPE_CHECKING:  # a spelling that type checkers do not take for fields
+    from typing import ClassVar as AbstractVar
+else:
+    from equinox import AbstractVar
 
 
 class Result(enum.Enum):
@@ -62,8 +68,23 @@ class Evaluation(eqx.Module):
     failed: Int[Array, ""]
 
 
+def best_evaluation(history: list[dict[str, Any]]) -> int | None:
+    """Index of the best evaluation: fewest failed simulations first, so that a flow does not win by those it loses.
+
+    `None` if the objective was never finite.
+    """
+    finite = [i for i, row in enumerate(history) if math.isfinite(row["objective"])]
+    return min(finite, key=lambda i: (history[i]["failed"], history[i]["objective"]), default=None)
+
+
 class AbstractMethod(eqx.Module):
     """An iterative way to find a posterior."""
+
+    max_updates: AbstractVar[int]
+    evaluate_every: AbstractVar[int]
+    max_failed_fraction: AbstractVar[float]
+    simulations: AbstractVar[int]
+    replicates: AbstractVar[int]
 
     @abc.abstractmethod
     def check(self, problem: Problem, prior: Prior) -> None:

@@ -14,6 +14,7 @@ reverse mode outside. A simulation that is not finite is masked in both sums and
 gradient, entropy included.
 """
 
+import math
 from typing import Any
 
 import equinox as eqx
@@ -29,7 +30,7 @@ from calibrant._prior import Prior
 from calibrant._problem import Problem
 from calibrant._randomness import as_seed, seeds
 from calibrant.estimators import AbstractEstimator, Pathwise
-from calibrant.inference._base import AbstractMethod, Evaluation, Result, State, UpdateRecord
+from calibrant.inference._base import AbstractMethod, Evaluation, Result, State, UpdateRecord, best_evaluation
 from calibrant.posteriors import AbstractPosterior, MaskedAutoregressiveFlow, Posterior, kl_from_prior, trainable
 
 _FLOW_NOISE, _FIT_TO_PRIOR = 0, 1
@@ -59,10 +60,11 @@ class GVI(AbstractMethod):
 
     **Arguments:**
 
-    - `weight`: `w`, of the KL divergence from the prior. 1 with a negative log-likelihood is Bayes.
+    - `weight`: `w`, of the KL divergence from the prior. With a negative log-likelihood 1 is Bayes where the
+      simulation has no noise, and approaches it with `losses.MarginalLikelihood`.
     - `simulations`: parameter values an update; `replicates`: simulations of each.
-    - `max_updates`; `optimiser`, an optax transformation; by default AdamW of `learning_rate` 1e-3 (weight decay 1e-4)
-      after clipping at norm 1.
+    - `max_updates`; `learning_rate`, 1e-3 by default, of AdamW (weight decay 1e-4) after clipping at norm 1; or
+      `optimiser`, an optax transformation in its place.
     - `estimator`: of the gradient in the parameters (`Pathwise()`, ...), or `FlowScore()`.
     - `mode`, `horizon`, `simulations_at_once`: as in `expect`.
     - `kl_samples`: draws of the flow for the KL; the first `simulations` of them are also simulated.
@@ -77,7 +79,7 @@ class GVI(AbstractMethod):
     simulations: int = eqx.field(default=5, static=True)
     replicates: int = eqx.field(default=1, static=True)
     max_updates: int = eqx.field(default=5000, static=True)
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     optimiser: optax.GradientTransformation | None = eqx.field(default=None, static=True)
     estimator: "AbstractEstimator | FlowScore" = eqx.field(default_factory=Pathwise)
     mode: AbstractMode = eqx.field(default_factory=ReverseMode)
@@ -92,8 +94,13 @@ class GVI(AbstractMethod):
 
     def __check_init__(self):
         for name in ("simulations", "replicates", "max_updates", "evaluate_every", "evaluation_simulations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"GVI needs `{name}` to be at least 1, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"GVI needs `{name}` to be a whole number >= 1, got {value!r}.")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"GVI needs a `patience` of at least 1, or None, got {self.patience}.")
+        if self.optimiser is not None and self.learning_rate is not None:
+            raise ValueError("GVI takes a `learning_rate` or an `optimiser`, not both.")
         if self.kl_samples < self.simulations:
             raise ValueError(
                 f"GVI simulates the first draws of its KL estimate, so `kl_samples` ({self.kl_samples}) must be at "
@@ -105,12 +112,22 @@ class GVI(AbstractMethod):
             raise ValueError(f"`max_failed_fraction` is from 0 to 1, got {self.max_failed_fraction}.")
 
     def _optimiser(self) -> optax.GradientTransformation:
-        return default_optimiser(self.learning_rate) if self.optimiser is None else self.optimiser
+        rate = 1e-3 if self.learning_rate is None else self.learning_rate
+        return default_optimiser(rate) if self.optimiser is None else self.optimiser
 
     def check(self, problem, prior):
+        prior.check(problem)
+        unknown = [name for name in self.horizon.keep if name not in problem.parameter_names]
+        if unknown:
+            raise ValueError(
+                f"The horizon keeps '{unknown[0]}', which is no parameter of the model; "
+                f"it has {', '.join(problem.parameter_names)}."
+            )
         if isinstance(self.estimator, FlowScore):
             if self.simulations < 2:
-                raise ValueError("FlowScore needs at least 2 simulations an update for its baseline; set `simulations`.")
+                raise ValueError(
+                    "FlowScore needs at least 2 simulations an update for its baseline; set `simulations`."
+                )
             Pathwise().check(problem, self.simulations, self.replicates)
         else:
             self.estimator.check(problem, self.simulations, self.replicates)
@@ -133,16 +150,14 @@ class GVI(AbstractMethod):
         return _evaluate(self, problem, state, stream)
 
     def terminate(self, history):
-        if not history or not _finite(history[-1]["objective"]):
-            return Result.NON_FINITE if history else None
-        best = min(range(len(history)), key=lambda i: history[i]["objective"])
-        if self.patience is not None and len(history) - 1 - best >= self.patience:
+        if not history:
+            return None
+        if not math.isfinite(history[-1]["objective"]):
+            return Result.NON_FINITE
+        best = best_evaluation(history)
+        if self.patience is not None and best is not None and len(history) - 1 - best >= self.patience:
             return Result.CONVERGED
         return Result.MAX_UPDATES if history[-1]["update"] >= self.max_updates else None
-
-
-def _finite(x: float) -> bool:
-    return x == x and abs(x) != float("inf")
 
 
 @eqx.filter_jit
@@ -204,12 +219,9 @@ def _update(method: GVI, problem: Problem, state: State) -> tuple[State, UpdateR
         from_losses = None
 
     # The flow's part: the gradient of w KL, and the simulator's gradients, pulled back together.
-    def weighted_kl(z, log_q):
-        return w * kl_from_prior(z, log_q, prior)
-
-    kl, (kl_z, kl_log_q) = jax.value_and_grad(weighted_kl, argnums=(0, 1))(z, log_q)
-    cotangent = kl_z.at[:n].add(weights[:, None] * g)
-    (gradient,) = pull_back((cotangent, kl_log_q))
+    kl, (kl_z, kl_log_q) = jax.value_and_grad(kl_from_prior, argnums=(0, 1))(z, log_q, prior)
+    cotangent = (w * kl_z).at[:n].add(weights[:, None] * g)
+    (gradient,) = pull_back((cotangent, w * kl_log_q))
     if from_losses is not None:
         gradient = jax.tree.map(jnp.add, gradient, from_losses)
 
@@ -224,10 +236,10 @@ def _update(method: GVI, problem: Problem, state: State) -> tuple[State, UpdateR
     loss = jnp.where(jnp.any(finite), jnp.sum(weights * losses), jnp.nan)
     record = UpdateRecord(
         loss=loss,
-        kl=kl / jnp.maximum(w, jnp.finfo(z.dtype).tiny),
-        objective=loss + kl,
+        kl=kl,
+        objective=loss + w * kl,
         gradient_norm=norm,
-        signal_to_noise=_signal_to_noise(g, finite),
+        signal_to_noise=_signal_to_noise(g, finite) if from_losses is None else jnp.full((), jnp.nan, z.dtype),
         coordinates=z[:n],
         finite=finite,
     )
@@ -255,11 +267,14 @@ def _masked(losses: Float[Array, " n"], finite) -> tuple[Float[Array, " n"], Flo
 
 
 def _signal_to_noise(g: Float[Array, "n dim"], finite) -> Float[Array, ""]:
+    """NaN with fewer than two gradients, and for methods that have none."""
+    enough = jnp.sum(finite) >= 2
     count = jnp.maximum(jnp.sum(finite), 2).astype(g.dtype)
     mean = jnp.sum(g, axis=0) / count
     spread = jnp.where(finite[:, None], g - mean, 0)
     variance_of_mean = jnp.sum(spread**2) / (count * (count - 1))
-    return jnp.sqrt(jnp.sum(mean**2) / jnp.maximum(variance_of_mean, jnp.finfo(g.dtype).tiny))
+    ratio = jnp.sqrt(jnp.sum(mean**2) / jnp.maximum(variance_of_mean, jnp.finfo(g.dtype).tiny))
+    return jnp.where(enough, ratio, jnp.nan)
 
 
 @eqx.filter_jit

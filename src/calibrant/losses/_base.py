@@ -2,12 +2,17 @@
 
 import abc
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+
+if TYPE_CHECKING:  # a spelling that type checkers do not take for fields
+    from typing import ClassVar as AbstractClassVar
+else:
+    from equinox import AbstractClassVar
 
 
 class AbstractLoss(eqx.Module):
@@ -19,9 +24,9 @@ class AbstractLoss(eqx.Module):
     """
 
     #: Whether the loss is a mean over replicates, each taken alone, or looks at the ensemble.
-    per_simulation: eqx.AbstractClassVar[bool]
+    per_simulation: AbstractClassVar[bool]
     #: The fewest replicates it is defined for.
-    min_replicates: eqx.AbstractClassVar[int]
+    min_replicates: AbstractClassVar[int]
 
     @abc.abstractmethod
     def __call__(self, simulations: Any, data: Any, params: Mapping[str, Array]) -> Float[Array, ""]:
@@ -33,7 +38,7 @@ class AbstractLoss(eqx.Module):
         return ()
 
     def observe(self, key: PRNGKeyArray, simulation: Any, params: Mapping[str, Array]) -> Any:
-        """Data drawn given one simulation, for predictive checks. The simulation itself, unless a likelihood has noise."""
+        """Data drawn given one simulation, for predictive checks: itself, unless a likelihood has noise."""
         del key, params
         return simulation
 
@@ -59,17 +64,23 @@ class CustomLoss(AbstractLoss):
     """
 
     fn: Callable[[Any, Any, Mapping[str, Array]], Array]
-    own: tuple[str, ...] = eqx.field(default=(), static=True)
+    _parameters: tuple[str, ...] = eqx.field(static=True)
+    _min_replicates: int = eqx.field(static=True)
 
     per_simulation = False
-    min_replicates = 1
+    min_replicates = property(lambda self: self._min_replicates)  # pyright: ignore[reportAssignmentType]
+
+    def __init__(self, fn: Callable, *, parameters: tuple[str, ...] = (), min_replicates: int = 1):
+        self.fn = fn
+        self._parameters = tuple(parameters)
+        self._min_replicates = min_replicates
 
     def __call__(self, simulations, data, params):
         return jnp.asarray(self.fn(simulations, data, params))
 
     @property
     def parameters(self):
-        return self.own
+        return self._parameters
 
 
 def as_loss(loss: "AbstractLoss | Callable") -> AbstractLoss:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 from jax.scipy.special import gammaln
+from jaxtyping import Array
 
 from calibrant.losses._base import AbstractLoss, AbstractPerSimulationLoss, masked_sum, matched
 
@@ -58,9 +58,7 @@ class PoissonLogLikelihood(AbstractPerSimulationLoss):
         return masked_sum(rate - y * jnp.log(rate) + gammaln(y + 1), seen)
 
     def observe(self, key, simulation, params):
-        return jax.tree.map(
-            lambda x: jax.random.poisson(key, jnp.maximum(x, self.floor)).astype(x.dtype), simulation
-        )
+        return jax.tree.map(lambda x: jax.random.poisson(key, jnp.maximum(x, self.floor)).astype(x.dtype), simulation)
 
 
 class NegativeBinomialLogLikelihood(AbstractPerSimulationLoss):

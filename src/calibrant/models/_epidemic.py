@@ -13,7 +13,7 @@ def force_of_infection(
 ) -> Float[Array, " agents"]:
     """Share-weighted mean, over layers of contact, of the infectious fraction among the others of one's group."""
     per_layer = [share * layer.mean_of_others(infectious) for layer, share in zip(layers, shares, strict=True)]
-    return sum(per_layer[1:], per_layer[0])
+    return jnp.asarray(sum(per_layer[1:], per_layer[0]))
 
 
 def probability_within(rate: Array, dt: float) -> Array:

@@ -92,9 +92,7 @@ class BoardingSchoolSIR(AbstractModel):
 
     Params = SchoolSIRParams
 
-    def __init__(
-        self, pupils: int = 763, house_size: int = 60, house_share: float = 0.25, steps_per_day: int = 4
-    ):
+    def __init__(self, pupils: int = 763, house_size: int = 60, house_share: float = 0.25, steps_per_day: int = 4):
         self.contacts = _Contacts(pupils, house_size, house_share)
         self.pupils = pupils
         self.steps_per_day = _steps_per_day(steps_per_day)
@@ -166,9 +164,7 @@ class BoardingSchoolSIBR(AbstractModel):
 
     Params = SchoolSIBRParams
 
-    def __init__(
-        self, pupils: int = 763, house_size: int = 60, house_share: float = 0.25, steps_per_day: int = 4
-    ):
+    def __init__(self, pupils: int = 763, house_size: int = 60, house_share: float = 0.25, steps_per_day: int = 4):
         self.contacts = _Contacts(pupils, house_size, house_share)
         self.pupils = pupils
         self.steps_per_day = _steps_per_day(steps_per_day)

@@ -61,9 +61,7 @@ class SIR(AbstractModel):
     @classmethod
     def small_world(cls, n_agents: int = 1000, household: int = 4, group: int = 20, seed: int = 0) -> "SIR":
         """Households of consecutive agents and random groups (schools, workplaces), half of contact each."""
-        return cls(
-            (random_groups(n_agents, household, contiguous=True), random_groups(n_agents, group, seed=seed))
-        )
+        return cls((random_groups(n_agents, household, contiguous=True), random_groups(n_agents, group, seed=seed)))
 
     def init(self, params, rng):
         infected = first_cases(params.initial, self.layers[0].n_agents, rng)

@@ -37,7 +37,8 @@ class Posterior(eqx.Module):
     def sample(self, key: "PRNGKeyArray | int", n: int) -> dict[str, Array]:
         """`n` draws: name -> array of shape (n, *shape)."""
         key = jax.random.key(key) if isinstance(key, int) else key
-        return _constrained_sample(self, key, n)
+        draws = _constrained_sample(self, key, n)
+        return {name: draws[name] for name in self.prior.names}  # compiled programs return dictionaries sorted
 
     def log_prob(self, values: Mapping[str, Array]) -> Float[Array, ""]:
         """Log-density at one point. The change of variables is taken from the prior's own density."""

@@ -109,6 +109,4 @@ def _univariate_spline_flow(knots: int, interval: float) -> AbstractDistribution
 
 def trainable(flow: AbstractDistribution) -> tuple[AbstractDistribution, AbstractDistribution]:
     """A flow split in what is trained and the rest (`eqx.combine` joins them)."""
-    return eqx.partition(
-        flow, eqx.is_inexact_array, is_leaf=lambda leaf: isinstance(leaf, paramax.NonTrainable)
-    )
+    return eqx.partition(flow, eqx.is_inexact_array, is_leaf=lambda leaf: isinstance(leaf, paramax.NonTrainable))

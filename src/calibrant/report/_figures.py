@@ -28,7 +28,12 @@ def posterior_figure(calibration: Calibration, units: dict[str, str], truth: dic
     posterior = calibration.sample(0, 10_000)
     prior = calibration.prior.sample(_key(), 10_000)
     panels = [
-        (f"{name}{''.join(f'[{i}]' for i in index)}", name, np.asarray(x)[:, *index], np.asarray(prior[name])[:, *index])
+        (
+            f"{name}{''.join(f'[{i}]' for i in index)}",
+            name,
+            np.asarray(x)[:, *index],
+            np.asarray(prior[name])[:, *index],
+        )
         for name, x in posterior.items()
         for index in np.ndindex(x.shape[1:])
     ]
@@ -121,7 +126,7 @@ def failures_figure(calibration: Calibration) -> Figure:
     figure, axes = _grid(len(names))
     for axis, name in zip(axes, names, strict=True):
         before = np.asarray(prior[name]).reshape(4000, -1)[:, 0]
-        bins = np.linspace(*np.quantile(before, [0.005, 0.985]), 40)
+        bins = np.linspace(float(np.quantile(before, 0.005)), float(np.quantile(before, 0.985)), 40)
         axis.hist(before, bins, density=True, color=GREY, alpha=0.45, label="prior")
         failed = calibration.failures[name].reshape(len(calibration.failures[name]), -1)[:, 0]
         axis.hist(failed, bins, density=True, color=RED, alpha=0.6, label="failed")
