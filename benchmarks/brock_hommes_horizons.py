@@ -131,9 +131,8 @@ def main() -> None:
         rows = [c for c in cells if c["horizon"] == name]
         if rows:
             losses = [c["evaluation"]["loss"] for c in rows]
-            print(
-                f"H={name:4s}: {sum(c['inside'] for c in rows)}/{4 * len(rows)} inside, median loss {np.median(losses):.4f}"
-            )
+            inside = sum(c["inside"] for c in rows)
+            print(f"H={name:4s}: {inside}/{4 * len(rows)} inside, median loss {np.median(losses):.4f}")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def expect(
     values = {name: jnp.asarray(value) for name, value in values.items()}
     if seeds.ndim != 3 or seeds.shape[-1] != 2:
         raise ValueError(
-            f"`seeds` has shape (batch, replicates, 2), as seeds(seed, (batch, replicates)); got {seeds.shape}."
+            f"`seeds` has shape (batch, replicates, 2), as seeds(0, (batch, replicates)); got {seeds.shape}."
         )
     batch, replicates = seeds.shape[:2]
     known = (*problem.parameter_names, *problem.loss.parameters)

@@ -248,9 +248,8 @@ class Prior(eqx.Module):
     def sample(self, key: PRNGKeyArray, n: int) -> dict[str, Array]:
         """`n` draws: name -> array of shape (n, *shape)."""
         keys = jax.random.split(key, len(self.names))
-        return {
-            name: jnp.asarray(d.sample(k, (n,))) for k, (name, d) in zip(keys, self.distributions.items(), strict=True)
-        }
+        pairs = zip(keys, self.distributions.items(), strict=True)
+        return {name: jnp.asarray(d.sample(k, (n,))) for k, (name, d) in pairs}
 
     def scalar_names(self) -> list[str]:
         """Names of the scalar entries: `beta`, `rates[0]`, `rates[1]`, ..."""

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.extend.core import get_opaque_trace_state
 from jaxtyping import Array, Float, UInt32
 
@@ -170,13 +171,13 @@ class Randomness:
 
     def bernoulli(
         self,
-        p: "Float[Array, '*n'] | float",
+        p: "Float[Array, '...'] | float",
         *,
         site: str,
         where: "Array | float | None" = None,
         shape: tuple[int, ...] | None = None,
         agents: Array | None = None,
-    ) -> Float[Array, "*n"]:
+    ) -> Float[Array, "..."]:
         """One event an agent, as floats whose derivative the sampling rule chose.
 
         **Arguments:**
@@ -199,12 +200,12 @@ class Randomness:
 
     def categorical(
         self,
-        p: Float[Array, "*n k"],
+        p: Float[Array, "... k"],
         *,
         site: str,
         shape: tuple[int, ...] | None = None,
         agents: Array | None = None,
-    ) -> Float[Array, "*n k"]:
+    ) -> Float[Array, "... k"]:
         """One of `k` categories an agent, one-hot, as floats whose derivative the sampling rule chose.
 
         **Arguments:** `p`, probabilities that sum to one over the last axis; `shape`, of the draw without the axis of
@@ -265,7 +266,7 @@ class Randomness:
                     "same numbers; chain rng.at(outer) in the outer loop and .at(inner) in the inner one"
                 )
         index = jnp.asarray(i).astype(jnp.uint32)
-        label = _Traced(i) if isinstance(i, jax.core.Tracer) else int(i)
+        label = _Traced(i) if isinstance(i, Tracer) else int(i)
         return self._derived(threefry2x32(self._key, (index, jnp.uint32(_ITERATION))), (*self._path, label))
 
     def once(self) -> "Randomness":

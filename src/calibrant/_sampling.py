@@ -34,7 +34,7 @@ class AbstractSamplingRule(eqx.Module):
 
     @abc.abstractmethod
     def categorical(
-        self, p: Float[Array, "k *n"], u: Float[Array, "*n"], exponentials: Callable[[], Float[Array, "k+1 *n"]]
+        self, p: Float[Array, "k ..."], u: Float[Array, "*n"], exponentials: Callable[[], Float[Array, "k+1 *n"]]
     ) -> Float[Array, "k *n"]:
         """A one-hot sample of `p`, categories first: the long axis of agents stays contiguous.
 

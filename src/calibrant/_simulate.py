@@ -24,7 +24,7 @@ class Trajectory(eqx.Module):
     """
 
     outputs: PyTree[Array]
-    log_prob: Float[Array, " steps+1"] | None
+    log_prob: Float[Array, "*batch times"] | None
 
 
 def _refuse_tangent(path: Any, leaf: Any, what: str) -> Any:
@@ -65,7 +65,7 @@ def simulate(
     *,
     seed: int | Array,
     steps: int | None = None,
-    inputs: PyTree[Array] = None,
+    inputs: Any = None,
     rule: AbstractSamplingRule | None = None,
     mode: AbstractMode | None = None,
     horizon: AbstractHorizon | None = None,
@@ -100,6 +100,7 @@ def simulate(
         raise ValueError(
             f"{type(rule).__name__} draws relaxed samples, which have no probability to record; use Hard()."
         )
+    inputs = jax.tree.map(jnp.asarray, inputs)
     steps = resolve_steps(model, inputs, None if steps is None else int(steps))
     return _simulate(model, params, as_seed(seed), steps, inputs, rule, mode, horizon, record)
 
