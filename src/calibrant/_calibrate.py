@@ -85,7 +85,7 @@ def calibrate(
     return calibration
 
 
-def _row(update: int, evaluation: Evaluation) -> dict[str, float]:
+def _row(update: int, evaluation: Evaluation) -> dict[str, Any]:
     return {
         "update": update,
         "loss": float(evaluation.loss),

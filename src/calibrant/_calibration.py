@@ -34,8 +34,8 @@ class Calibration:
     posterior: Posterior
     result: Result
     reason: str
-    evaluation: dict[str, float]
-    history: list[dict[str, float]]
+    evaluation: dict[str, Any]
+    history: list[dict[str, Any]]
     updates: dict[str, np.ndarray]
     failures: dict[str, np.ndarray]
     n_simulations: int

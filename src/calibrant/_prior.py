@@ -66,7 +66,7 @@ class QuantileCoordinate(AbstractCoordinate):
             y = loc + scale * z
             return jnp.exp(y) if exponentiate else y
         eps = jnp.finfo(jnp.result_type(z, float)).epsneg
-        return jnp.asarray(self.prior.icdf(jnp.clip(norm.cdf(z), eps, 1 - eps)))
+        return jnp.asarray(_elementwise(self.prior).icdf(jnp.clip(norm.cdf(z), eps, 1 - eps)))
 
     def unconstrain(self, theta):
         affine = _normal_within(self.prior)
@@ -74,7 +74,7 @@ class QuantileCoordinate(AbstractCoordinate):
             loc, scale, exponentiate = affine
             return ((jnp.log(theta) if exponentiate else theta) - loc) / scale
         eps = jnp.finfo(jnp.result_type(theta, float)).epsneg
-        return jax.scipy.special.ndtri(jnp.clip(self.prior.cdf(theta), eps, 1 - eps))
+        return jax.scipy.special.ndtri(jnp.clip(_elementwise(self.prior).cdf(theta), eps, 1 - eps))
 
     def log_base(self, z):
         return jnp.sum(norm.logpdf(z))
@@ -105,8 +105,14 @@ class BijectionCoordinate(AbstractCoordinate):
         return log_prob + jnp.sum(self._bijection.log_abs_det_jacobian(z, theta))
 
 
+def _elementwise(prior: dist.Distribution) -> dist.Distribution:
+    """The distribution of one entry, where `expand` made many."""
+    return prior.base_dist if isinstance(prior, dist.ExpandedDistribution) else prior
+
+
 def _normal_within(prior: dist.Distribution) -> tuple[Array, Array, bool] | None:
     """Location and scale of a normal prior, and whether it is that of the logarithm."""
+    prior = _elementwise(prior)
     if isinstance(prior, dist.Normal):
         return jnp.asarray(prior.loc), jnp.asarray(prior.scale), False
     if (

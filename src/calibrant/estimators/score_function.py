@@ -10,6 +10,7 @@ variance and not the mean. An ensemble loss is treated alike: `B` of replicate r
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +59,7 @@ class ScoreFunction(AbstractEstimator):
         return losses + jnp.sum(advantage * score, axis=1), trajectories
 
 
-def _leave_one_out(problem: Problem, outputs: Array, values: Mapping[str, Array]) -> Float[Array, " replicates"]:
+def _leave_one_out(problem: Problem, outputs: Any, values: Mapping[str, Array]) -> Float[Array, " replicates"]:
     n = jax.tree.leaves(outputs)[0].shape[0]
     if problem.loss.per_simulation:
         each = jax.vmap(lambda x: problem.evaluate(jax.tree.map(lambda a: a[None], x), values))(outputs)

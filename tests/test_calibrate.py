@@ -1,0 +1,203 @@
+"""The loop: results, failures, stopping, saving, repeating, not recompiling."""
+
+import json
+
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+import toys
+
+import calibrant as cal
+from calibrant._calibration import load_arrays
+
+
+def drift_problem(loss=None):
+    return cal.Problem(toys.Drift(), jnp.ones(3), loss or cal.losses.MeanSquaredError(), steps=3)
+
+
+def quick(**kwargs):
+    defaults = {"max_updates": 40, "evaluate_every": 20, "evaluation_simulations": 20, "kl_samples": 50}
+    return cal.GVI(**{**defaults, **kwargs})
+
+
+def test_the_same_seed_gives_the_same_bits():
+    first, second, other = (
+        cal.calibrate(drift_problem(), method=quick(), seed=seed, progress=False) for seed in (1, 1, 2)
+    )
+    for a, b in zip(jax.tree.leaves(first.posterior), jax.tree.leaves(second.posterior), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(first.updates["loss"], second.updates["loss"])
+    assert first.history == second.history
+    assert not np.array_equal(first.updates["loss"], other.updates["loss"])
+
+
+def test_nothing_is_compiled_after_the_first_updates():
+    method, problem = quick(), drift_problem()
+    prior = cal.Prior.of(problem)
+    state = method.init(problem, prior, 0)
+    state, _ = method.step(problem, state, 20)
+    method.evaluate(problem, state, 0)
+    with jax.log_compiles(), _no_compilation():
+        state, _ = method.step(problem, state, 20)
+        method.evaluate(problem, state, 0)
+    assert int(state.update) == 40
+
+
+class _no_compilation:
+    def __enter__(self):
+        self.seen = []
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        self.active = True
+
+    def _listen(self, event, duration, **kwargs):
+        if getattr(self, "active", False) and "backend_compile" in event:
+            self.seen.append(event)
+
+    def __exit__(self, *exc):
+        self.active = False
+        assert not self.seen
+
+
+class Fragile(toys.Drift):
+    """Not finite for theta above 0.5."""
+
+    def observe(self, params, state, inputs_t, rng):
+        return state / jnp.where(params.theta > 0.5, 0.0, 1.0) * jnp.where(params.theta > 0.5, 0.0, 1.0)
+
+
+def test_failed_simulations_are_masked_counted_and_located():
+    problem = cal.Problem(Fragile(), jnp.ones(3), cal.losses.MeanSquaredError(), steps=3)
+    result = cal.calibrate(problem, method=quick(max_failed_fraction=1.0), progress=False)
+    assert result.n_failed > 0
+    assert result.updates["failed"].sum() == result.n_failed
+    assert np.all(result.failures["theta"] > 0.5)
+    assert len(result.failures["theta"]) == result.n_failed
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(result.sample(0, 100)))
+    assert np.all(np.isfinite(result.updates["loss"]))
+    with pytest.raises(cal.CalibrationError, match="max_failed_fraction") as error:
+        cal.calibrate(problem, method=quick(max_failed_fraction=0.01), progress=False)
+    assert error.value.calibration.result is cal.Result.TOO_MANY_FAILURES
+    quiet = cal.calibrate(problem, method=quick(max_failed_fraction=0.01), progress=False, throw=False)
+    assert quiet.result is cal.Result.TOO_MANY_FAILURES
+
+
+def test_an_objective_that_is_never_finite_is_an_error():
+    problem = drift_problem(lambda x, y, params: jnp.nan * jnp.sum(x))
+    with pytest.raises(cal.CalibrationError, match=r"not finite|max_failed_fraction"):
+        cal.calibrate(problem, method=quick(max_failed_fraction=1.0), progress=False)
+
+
+def test_patience_stops_early_and_keeps_the_best():
+    method = quick(max_updates=10_000, patience=3, learning_rate=1e-2)
+    result = cal.calibrate(drift_problem(), method=method, progress=False)
+    assert result.result is cal.Result.CONVERGED
+    assert len(result.updates["loss"]) < 10_000
+    objective = [row["objective"] for row in result.history]
+    assert objective.index(min(objective)) == len(objective) - 1 - 3
+
+
+def test_an_interrupt_returns_the_best_so_far():
+    class Interrupting(cal.AbstractProgress):
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exc):
+            pass
+
+        def advance(self, updates, message):
+            raise KeyboardInterrupt
+
+    result = cal.calibrate(drift_problem(), method=quick(max_updates=400), progress=Interrupting())
+    assert result.result is cal.Result.INTERRUPTED
+    assert len(result.updates["loss"]) == 20
+
+
+@pytest.mark.parametrize("estimator", [cal.estimators.Pathwise(), cal.estimators.ScoreFunction(), cal.FlowScore()])
+def test_every_gradient_finds_the_mode(estimator):
+    problem = cal.Problem(toys.Drift(), jnp.array([1.0]), cal.losses.GaussianLogLikelihood(0.5), steps=1)
+    method = cal.GVI(
+        simulations=20, max_updates=600, learning_rate=1e-2, evaluate_every=200, estimator=estimator, kl_samples=200
+    )
+    draws = np.asarray(cal.calibrate(problem, method=method, progress=False).sample(0, 5000)["theta"])
+    assert abs(draws.mean() - 0.8) < 0.15
+
+
+def test_weight_zero_has_no_pull_to_the_prior_and_reports_the_divergence():
+    result = cal.calibrate(drift_problem(), method=quick(weight=0.0, learning_rate=5e-2), progress=False)
+    assert result.updates["kl"][-1] > 0.1
+
+
+def test_saved_runs_open_elsewhere(tmp_path):
+    import xarray
+
+    result = cal.calibrate(drift_problem(), method=quick(), progress=False)
+    folder = result.save(tmp_path / "run", {"note": "hello"})
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["note"] == "hello"
+    assert manifest["result"]["successful"]
+    assert manifest["seed"] == 0
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["update"] for row in rows] == list(range(1, 41))
+    assert "evaluation_objective" in rows[-1]
+    with xarray.open_dataset(folder / "posterior.nc", group="posterior", engine="h5netcdf") as data:
+        assert data["theta"].dims == ("chain", "draw")
+    again = load_arrays(folder / "flow.h5", result.posterior)
+    np.testing.assert_array_equal(again.sample(5, 10)["theta"], result.sample(5, 10)["theta"])
+    assert not [p for p in folder.iterdir() if p.name.startswith(".")]
+    with h5py.File(folder / "flow.h5", "a") as file:
+        del file[next(iter(file))]
+    with pytest.raises(ValueError, match="another flow"):
+        load_arrays(folder / "flow.h5", result.posterior)
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: cal.GVI(simulations=0), "simulations"),
+        (lambda: cal.GVI(kl_samples=2), "kl_samples"),
+        (lambda: cal.GVI(weight=-1.0), "weight"),
+        (lambda: cal.GVI(patience=0), "patience"),
+        (lambda: cal.GVI(max_failed_fraction=2.0), "max_failed_fraction"),
+        (lambda: cal.GVI(learning_rate=1e-3, optimiser=cal.inference.default_optimiser()), "not both"),
+        (lambda: drift_problem(cal.losses.GaussianLogLikelihood("theta")), "rename"),
+        (
+            lambda: cal.Problem(toys.Drift(), jnp.full(3, jnp.nan), cal.losses.MeanSquaredError(), steps=3),
+            "no observed",
+        ),
+        (lambda: cal.Problem(toys.Drift(), jnp.full(3, jnp.inf), cal.losses.MeanSquaredError(), steps=3), "infinite"),
+        (lambda: cal.Problem(toys.Drift(), jnp.ones(3), cal.losses.MeanSquaredError()), "needs `steps`"),
+        (lambda: toys.DriftParams().replace({"x": 1.0}), "no parameter 'x'"),
+        (lambda: cal.simulate(toys.Drift(), toys.FlipsParams(), seed=0, steps=3), "takes parameters of class"),
+        (lambda: cal.simulate(toys.Lags(), toys.LagsParams(), seed=0, steps=3, inputs=np.ones(4)), "cover 4 steps"),
+        (lambda: cal.Incidence(np.array([0, 5]), 3), "venues from 0"),
+        (lambda: cal.models.BrockHommes(0), "at least one agent"),
+    ],
+)
+def test_mistakes_are_refused_in_a_sentence(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()
+
+
+def test_a_kept_name_is_checked_before_anything_runs():
+    with pytest.raises(ValueError, match="keeps 'x'"):
+        cal.calibrate(drift_problem(), method=quick(horizon=cal.SlidingHorizon(1, keep=("x",))), progress=False)
+
+
+def test_a_step_that_changes_the_state_is_refused():
+    class Growing(toys.Drift):
+        def step(self, params, state, inputs_t, rng):
+            return jnp.stack([state, state])
+
+    with pytest.raises(ValueError, match=r"Growing\.step must return a state like"):
+        cal.simulate(Growing(), toys.DriftParams(), seed=0, steps=3)
+
+
+def test_replicates_and_own_priors():
+    problem = drift_problem(cal.losses.EnergyScore())
+    with pytest.raises(ValueError, match="replicates"):
+        cal.calibrate(problem, method=quick(), progress=False)
+    result = cal.calibrate(problem, {"theta": dist.Uniform(0.0, 1.0)}, method=quick(replicates=3), progress=False)
+    assert result.n_simulations == 40 * 5 * 3

@@ -1,0 +1,203 @@
+"""The command line, in process: what it writes, and how mistakes end."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+import calibrant as cal
+from calibrant._config import bundled_configs, parse_config
+from calibrant.cli import main
+
+SMALL = """
+[model]
+name = "sir"
+options = {{ n_agents = 60 }}
+steps = 8
+[data]
+{data}
+[loss]
+name = "log-mean-squared-error"
+[parameters.initial]
+value = 5.0
+[method]
+weight = 0.01
+max_updates = 20
+evaluate_every = 10
+evaluation_simulations = 10
+kl_samples = 50
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr("sys.argv", ["calibrant", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    out = capsys.readouterr()
+    return exit_.value.code or 0, out.out, out.err
+
+
+def test_a_calibration_from_a_config(here, monkeypatch, capsys):
+    (here / "c.toml").write_text(SMALL.format(data="synthetic = { seed = 1 }"))
+    code, out, err = run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet")
+    assert (code, err) == (0, "")
+    assert "report: runs/c/report.html" in out
+    names = {p.name for p in (here / "runs/c").iterdir()}
+    assert names == {"posterior.nc", "flow.h5", "manifest.json", "metrics.jsonl", "config.toml", "report.html"}
+    page = (here / "runs/c/report.html").read_text()
+    assert "beta" in page
+    assert page.count("data:image/png;base64") == 3
+    assert "http://" not in page
+    assert "https://" not in page
+    manifest = json.loads((here / "runs/c/manifest.json").read_text())
+    assert manifest["config"]["method"]["max_updates"] == 20
+    assert set(manifest["posterior"]) == {"beta", "gamma"}
+
+    code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet")
+    assert code == 2
+    assert "--overwrite" in err
+    code, _, _ = run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet", "--overwrite")
+    assert code == 0
+    again = json.loads((here / "runs/c/manifest.json").read_text())
+    assert again["posterior"] == manifest["posterior"]
+    assert sorted(p.name for p in (here / "runs").iterdir()) == ["c"]
+
+    (here / "runs/c/report.html").unlink()
+    code, _, _ = run(monkeypatch, capsys, "report", "runs/c")
+    assert code == 0
+    assert (here / "runs/c/report.html").read_text() == page
+
+    code, out, _ = run(monkeypatch, capsys, "simulate", "runs/c")
+    rows = list(csv.DictReader(out.splitlines()))
+    assert len(rows) == 8
+    assert set(rows[0]) == {"time", "infected", "recovered"}
+
+
+def test_data_from_a_file_and_a_model_of_ones_own(here, monkeypatch, capsys):
+    (here / "my_model.py").write_text(
+        "import jax.numpy as jnp, calibrant as cal, numpyro.distributions as dist\n"
+        "class P(cal.Params):\n    rate: object = cal.parameter(0.5, prior=dist.Uniform(0.0, 1.0))\n"
+        "class Mine(cal.AbstractModel):\n    Params = P\n"
+        "    def init(self, params, rng):\n        return jnp.ones(())\n"
+        "    def step(self, params, state, inputs_t, rng):\n        return state * params.rate\n"
+        "    def observe(self, params, state, inputs_t, rng):\n        return state\n"
+    )
+    (here / "d.csv").write_text("day,level\n1,0.5\n2,\n3,0.125\n")
+    (here / "c.toml").write_text(
+        '[model]\nname = "my_model:Mine"\nsteps = 3\n[data]\nfile = "d.csv"\ncolumn = "level"\n'
+        '[loss]\nname = "mean-squared-error"\n[method]\nmax_updates = 20\nevaluate_every = 10\nweight = 0.001\n'
+    )
+    code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet", "--out", "elsewhere")
+    assert (code, err) == (0, "")
+    assert (here / "elsewhere/report.html").is_file()
+
+
+def test_init_models_simulate(here, monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "init", "mine.toml")
+    assert code == 0
+    parse_config((here / "mine.toml").read_text(), "mine.toml").build(here)
+    assert run(monkeypatch, capsys, "init", "mine.toml")[0] == 2
+    code, out, _ = run(monkeypatch, capsys, "models")
+    assert all(name in out for name in ("boarding-school", "brock-hommes", "sir", "random-walk"))
+    code, out, _ = run(monkeypatch, capsys, "simulate", "random-walk", "--steps", "5", "--set", "p=1.0", "--seed", "3")
+    assert [row["value[0]"] for row in csv.DictReader(out.splitlines())] == ["1", "2", "3", "4", "5"]
+
+
+@pytest.mark.parametrize("name", bundled_configs())
+def test_bundled_configurations_build(name, here):
+    problem, prior, method = parse_config(bundled_configs()[name], name).build(here)
+    assert isinstance(method, cal.GVI)
+    assert prior.dim >= 4
+    assert problem.steps in (56, 97)
+
+
+BAD = {
+    "not toml": ("[model", "no valid TOML"),
+    "unknown field": (SMALL.format(data="synthetic = { seed = 1 }") + "\n[mehtod]\nx = 1\n", "mehtod"),
+    "unknown model": (SMALL.replace('"sir"', '"sirr"').format(data="synthetic = { seed = 1 }"), "no model 'sirr'"),
+    "unknown option": (SMALL.replace("n_agents", "agentz").format(data="synthetic = { seed = 1 }"), "agentz"),
+    "missing module": (SMALL.replace('"sir"', '"nowhere:X"').format(data="synthetic = { seed = 1 }"), "nowhere"),
+    "no data": (SMALL.format(data=""), "exactly one"),
+    "no file": (SMALL.format(data='file = "none.csv"\ncolumns = { infected = "a" }'), "none.csv"),
+    "no column": (SMALL.format(data='file = "d.csv"\ncolumns = { infected = "a" }'), "no column 'a'"),
+    "no number": (SMALL.format(data='file = "d.csv"\ncolumns = { infected = "text" }'), "line 2"),
+    "wrong length": (SMALL.format(data='file = "d.csv"\ncolumns = { infected = "x" }'), "equal shape"),
+    "unknown stream": (SMALL.format(data='file = "d.csv"\ncolumns = { infekted = "x" }'), "infekted"),
+    "unknown loss": (SMALL.replace("log-mean", "lag-mean").format(data="synthetic = { seed = 1 }"), "lag-mean"),
+    "negative weight": (SMALL.replace("0.01", "-1").format(data="synthetic = { seed = 1 }"), "weight"),
+    "unknown parameter": (
+        SMALL.format(data="synthetic = { seed = 1 }") + "\n[parameters.betta]\nvalue = 1.0\n",
+        "betta",
+    ),
+    "unknown distribution": (
+        SMALL.format(data="synthetic = { seed = 1 }") + '\n[parameters.beta]\nprior = { distribution = "Unifrom" }\n',
+        "Unifrom",
+    ),
+    "bad distribution": (
+        SMALL.format(data="synthetic = { seed = 1 }")
+        + '\n[parameters.beta]\nprior = { distribution = "Uniform", low = 2, high = 1 }\n',
+        "Uniform cannot be made",
+    ),
+    "temperature for nothing": (
+        SMALL.format(data="synthetic = { seed = 1 }") + "temperature = 0.5\n",
+        "temperature",
+    ),
+    "horizon": (SMALL.format(data="synthetic = { seed = 1 }") + "horizon = { sliding = 1.5 }\n", "whole number"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_mistakes_end_in_one_sentence(name, here, monkeypatch, capsys):
+    text, expected = BAD[name]
+    (here / "d.csv").write_text("x,text\n1,hello\n2,3\n")
+    (here / "c.toml").write_text(text)
+    code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet")
+    assert code == 2
+    assert expected in err
+    assert err.startswith("calibrant: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    assert not (here / "runs").exists() or not list((here / "runs").iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("calibrate", "nothing.toml"),
+        ("report", "nowhere"),
+        ("simulate", "sirr"),
+        ("simulate", "sir", "--set", "beta"),
+        ("simulate", "sir", "--set", "beta=x"),
+        ("simulate", "sir", "--set", "betta=1"),
+    ],
+)
+def test_other_mistakes(arguments, here, monkeypatch, capsys):
+    code, _, err = run(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert "Traceback" not in err
+    assert err.strip()
+
+
+def test_a_directory_that_is_no_run_is_left_alone(here, monkeypatch, capsys):
+    (here / "precious").mkdir()
+    (here / "precious/file").write_text("x")
+    (here / "c.toml").write_text(SMALL.format(data="synthetic = { seed = 1 }"))
+    code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml", "--out", "precious", "--overwrite")
+    assert code == 2
+    assert "no run directory" in err
+    assert (here / "precious/file").read_text() == "x"
+
+
+def test_simulated_csv_holds_what_the_library_simulates(here, monkeypatch, capsys):
+    model = cal.models.SIR.small_world()
+    expected = cal.simulate(model, model.Params(), seed=4, steps=6).outputs["infected"]
+    _, out, _ = run(monkeypatch, capsys, "simulate", "sir", "--steps", "6", "--seed", "4")
+    got = [float(row["infected"]) for row in csv.DictReader(out.splitlines())]
+    np.testing.assert_array_equal(got, expected)

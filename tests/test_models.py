@@ -1,0 +1,148 @@
+"""Models behave like what they claim to be."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from registry import MODELS
+from scipy import optimize
+
+import calibrant as cal
+from calibrant.networks import Incidence, random_groups
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_contract(name):
+    model, kwargs = MODELS[name]
+    with jax.numpy_dtype_promotion("strict"):
+        first = cal.simulate(model, model.Params(), seed=1, **kwargs).outputs
+        again = cal.simulate(model, model.Params(), seed=1, **kwargs).outputs
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert np.all(np.isfinite(a))
+        assert a.dtype in (jnp.float32, jnp.int32)
+    for info in model.Params.describe().values():
+        assert info.prior is None or np.all(np.isfinite(info.prior.log_prob(jnp.asarray(info.default))))
+
+
+def test_incidence_is_a_linear_operator_with_its_transpose(x64):
+    rng = np.random.default_rng(0)
+    networks = {
+        "irregular": Incidence(rng.integers(-1, 7, 40), 9),
+        "sorted": Incidence(np.sort(rng.integers(0, 7, 40)), 9),
+        "blocks": random_groups(41, 6, contiguous=True),
+        "one venue": Incidence(np.zeros(17, int)),
+        "alone": Incidence(np.arange(5)),
+    }
+    for name, network in networks.items():
+        x, y = rng.normal(size=network.n_agents), rng.normal(size=network.n_venues)
+        np.testing.assert_allclose(network.sum(x) @ y, x @ network.spread(y), rtol=1e-12, err_msg=name)
+        dense = np.zeros((network.n_venues, network.n_agents))
+        for agent, venue in enumerate(np.asarray(network.venue_of)):
+            if venue < network.n_venues:
+                dense[venue, agent] = 1
+        np.testing.assert_allclose(network.sum(x), dense @ x, atol=1e-12)
+        others = dense.T @ dense @ x - dense.sum(0) * x
+        np.testing.assert_allclose(network.sum_of_others(jnp.asarray(x)), others, atol=1e-12)
+        _, pull = jax.vjp(network.sum, jnp.asarray(x))
+        np.testing.assert_allclose(pull(jnp.asarray(y))[0], dense.T @ y, atol=1e-12)
+    assert np.all(np.asarray(networks["alone"].mean_of_others(jnp.ones(5))) == 0)
+
+
+def test_sir_final_size_against_the_closed_form():
+    """One well-mixed group: the attack rate of a large outbreak solves z = 1 - s0 exp(-R0 (z + i0))."""
+    n, r0, first = 20_000, 2.0, 200.0
+    model = cal.models.SIR(Incidence(np.zeros(n, int)), dt=0.1)
+    params = model.Params(beta=0.4, gamma=0.2, initial=first)
+
+    def attack(seed):
+        out = cal.simulate(model, params, seed=seed, steps=1200).outputs
+        return 1 - (n - out["infected"][-1] - out["recovered"][-1]) / n
+
+    got = np.asarray(jax.vmap(attack)(cal.seeds(0, 8)))
+    s0 = 1 - first / n
+    # Chain-binomial steps of dt = 0.1 days have R0 = (beta dt) / (1 - exp(-gamma dt)) to first order
+    effective = 0.4 * 0.1 / -np.expm1(-0.2 * 0.1)
+    exact = optimize.brentq(lambda z: z - (1 - s0 * np.exp(-effective * z)), 0.1, 1)
+    assert abs(got.mean() - exact) <= 4 * got.std(ddof=1) / np.sqrt(8) + 2e-3
+    assert abs(effective - r0) < 0.03
+
+
+@pytest.mark.parametrize("name", ["sir", "boarding-school", "boarding-school-in-bed"])
+def test_nobody_is_lost_and_nothing_comes_from_nothing(name):
+    model, kwargs = MODELS[name]
+
+    def states(params, seed):
+        from calibrant._randomness import Randomness, as_seed
+
+        def rng(phase, t):
+            return Randomness.of_step(as_seed(seed), phase, t, cal.StraightThrough(), recording=False)
+
+        state = model.init(params, rng("init", 0))
+        out = [state]
+        for t in range(1, kwargs["steps"] + 1):
+            state = model.step(params, state, None, rng("step", t))
+            out.append(state)
+        return out
+
+    for seed in range(3):
+        for state in states(model.Params(), seed):
+            leaves = np.stack(jax.tree.leaves(state))
+            assert set(np.unique(leaves)) <= {0.0, 1.0}
+            counted = leaves[:-1] if hasattr(state, "falls_ill") else leaves  # falls_ill is an event, not a place
+            assert counted.sum(0).max() <= 1
+        none = model.Params().replace({"initial": 0.0})
+        last = states(none, seed)[-1]
+        assert np.asarray(getattr(last, "infected", getattr(last, "infectious", None))).sum() == 0
+
+
+def test_first_cases_have_the_mean_asked_for_and_a_derivative():
+    from calibrant._randomness import Randomness, as_seed
+    from calibrant.models._epidemic import first_cases
+
+    def count(expected, seed):
+        rng = Randomness.of_step(seed, "init", 0, cal.StraightThrough(), recording=False)
+        return jnp.sum(first_cases(expected, 50, rng))
+
+    counts = np.asarray(jax.vmap(count, (None, 0))(jnp.array(3.3), cal.seeds(0, 4000)))
+    assert set(np.unique(counts)) == {3.0, 4.0}
+    assert abs(counts.mean() - 3.3) <= 4 * counts.std() / np.sqrt(4000)
+    assert jax.grad(count)(jnp.array(3.3), as_seed(1)) == 1
+
+
+def test_straight_through_without_self_contact_follows_common_random_numbers():
+    """The attack rate's derivative in beta: straight-through against central differences over many seeds."""
+    model = cal.models.SIR(random_groups(1000, 50, seed=1), dt=1.0)
+    words = cal.seeds(0, 200)
+
+    def attack(beta):
+        def one(seed):
+            params = model.Params().replace({"beta": beta, "initial": 10.0})
+            out = cal.simulate(model, params, seed=seed, steps=20).outputs
+            return (out["infected"][-1] + out["recovered"][-1]) / 1000
+
+        return jnp.mean(jax.vmap(one)(words))
+
+    gradient = float(jax.jit(jax.grad(attack))(0.5))
+    difference = float((jax.jit(attack)(0.55) - jax.jit(attack)(0.45)) / 0.1)
+    assert abs(gradient / difference - 1) < 0.15
+
+
+def test_brock_hommes_agents_tend_to_the_mean_field():
+    many, field = cal.models.BrockHommes(200_000), cal.models.BrockHommes(None)
+    a = cal.simulate(many, many.Params(), seed=3, steps=12).outputs
+    b = cal.simulate(field, field.Params(), seed=3, steps=12).outputs
+    np.testing.assert_allclose(a, b, atol=0.01)
+
+
+def test_brock_hommes_forecast_is_the_mean_of_the_next_price():
+    field, forecast = cal.models.BrockHommes(None), cal.models.BrockHommesForecast()
+    prices = jax.vmap(lambda s: cal.simulate(field, field.Params(), seed=s).outputs)(cal.seeds(0, 300))
+
+    def errors(x):
+        means = cal.simulate(forecast, forecast.Params(), seed=0, inputs=forecast.lagged(x)).outputs
+        return x - means
+
+    residual = np.asarray(jax.vmap(errors)(prices)).ravel()
+    assert abs(residual.mean()) <= 4 * residual.std() / np.sqrt(residual.size)
+    np.testing.assert_allclose(residual.std(), forecast.noise, rtol=0.02)
