@@ -29,7 +29,7 @@ def _objective(name, mode, horizon=None, rule=None, record=False, seed=3):
 _reference: dict = {}
 
 
-@pytest.mark.parametrize("mode", ["checkpointed", "hybrid", "hybrid-chunk-2"])
+@pytest.mark.parametrize("mode", ["checkpointed", "hybrid"])
 @pytest.mark.parametrize("horizon", HORIZONS)
 @pytest.mark.parametrize("model", MODELS)
 def test_modes_agree(model, horizon, mode):

@@ -98,7 +98,9 @@ def _row(update: int, evaluation: Evaluation) -> dict[str, Any]:
 
 def _finish(best, result: Result, evaluation, history, records, method, seed: int) -> Calibration:
     fields = ("loss", "kl", "objective", "gradient_norm", "signal_to_noise")
-    updates = {name: np.concatenate([getattr(r, name) for r in records] or [np.zeros(0)]) for name in fields}
+    updates = {
+        name: np.concatenate([getattr(r, name) for r in records] or [np.zeros(0)]).astype(float) for name in fields
+    }
     prior = best.posterior.prior
     dim = prior.dim
     finite = np.concatenate([r.finite.ravel() for r in records] or [np.zeros(0, bool)])

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import sys
 import tomllib
+import warnings
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -296,13 +297,17 @@ def _build_prior(name: str, given: dict[str, Any]) -> dist.Distribution:
     make = getattr(dist, kind, None) if isinstance(kind, str) else None
     if not (inspect.isclass(make) and issubclass(make, dist.Distribution)):
         raise ConfigError(f"parameters.{name}.prior: `distribution` must name a numpyro distribution, got {kind!r}.")
+    numbers = {k: float(v) if isinstance(v, (int, float)) else np.asarray(v, float) for k, v in given.items()}
     try:
-        return make(
-            **{k: float(v) if isinstance(v, (int, float)) else np.asarray(v, float) for k, v in given.items()},
-            validate_args=True,
-        )
+        prior = make(**numbers, validate_args=True)
+        with warnings.catch_warnings():  # numpyro warns of what is refused below
+            warnings.simplefilter("ignore")
+            density = prior.log_prob(prior.sample(jax.random.key(0), (8,)))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"parameters.{name}.prior: {kind} cannot be made from {given} ({error}).") from error
+    if not np.all(np.isfinite(density)):
+        raise ConfigError(f"parameters.{name}.prior: {kind} cannot be made from {given}, it has no finite density.")
+    return prior
 
 
 def _build_loss(given: dict[str, Any], data: Any) -> losses.AbstractLoss:

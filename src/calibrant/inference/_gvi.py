@@ -141,7 +141,9 @@ class GVI(AbstractMethod):
             flow = _fit_to_prior(flow, prior, jax.random.fold_in(key, _FIT_TO_PRIOR))
         posterior = Posterior(prior, flow)
         optimiser = self._optimiser().init(trainable(flow)[0])  # pyright: ignore[reportArgumentType]
-        return State(posterior, optimiser, jnp.zeros((), jnp.int32), words)
+        state = State(posterior, optimiser, jnp.zeros((), jnp.int32), words)
+        # Explicit dtypes: a weakly typed number would change its type in the first update, and compile the second anew.
+        return jax.tree.map(lambda x: jnp.array(x, dtype=x.dtype) if eqx.is_array(x) else x, state)
 
     def step(self, problem, state, updates):
         return _updates(self, problem, state, updates)
@@ -225,7 +227,7 @@ def _update(method: GVI, problem: Problem, state: State) -> tuple[State, UpdateR
     if from_losses is not None:
         gradient = jax.tree.map(jnp.add, gradient, from_losses)
 
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     usable = jnp.isfinite(norm) & jnp.any(finite)
     change, optimiser = method._optimiser().update(gradient, state.optimiser, moving)  # pyright: ignore
     moved = eqx.apply_updates(moving, change)

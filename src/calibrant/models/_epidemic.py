@@ -1,5 +1,7 @@
 """What the bundled epidemic models share."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -32,6 +34,6 @@ def first_cases(expected: Float[Array, ""], n_agents: int, rng: Randomness) -> F
     return rng.bernoulli(jnp.clip(expected - rank, 0, 1), site="first cases")
 
 
-def daily(series: Array, per_day: int) -> Array:
+def daily(series: Any, per_day: int) -> Any:
     """The last value of each day, from a series with `per_day` steps a day."""
     return jax.tree.map(lambda x: x[per_day - 1 :: per_day], series)

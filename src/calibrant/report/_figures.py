@@ -10,7 +10,7 @@ from calibrant._calibration import Calibration
 BLUE, GREY, INK, RED = "#2563a8", "#9aa3ad", "#22272e", "#c2410c"
 
 
-def _grid(n: int, width: float = 3.1, height: float = 2.5, columns: int = 3) -> tuple[Figure, list[Any]]:
+def _grid(n: int, *, width: float = 3.1, height: float = 2.5, columns: int = 3) -> tuple[Figure, list[Any]]:
     columns = min(columns, n)
     rows = -(-n // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
@@ -66,7 +66,7 @@ def predictive_figure(draws: Any, data: Any) -> Figure:
     """Bands of the posterior predictive with the data over them, one panel a stream."""
     streams = draws if isinstance(draws, dict) else {"simulated": draws}
     observed = data if isinstance(data, dict) else dict.fromkeys(streams, data)
-    figure, axes = _grid(len(streams), width=5.2 if len(streams) > 1 else 8, height=3.4, columns=2)
+    figure, axes = _grid(len(streams), width=5.2 if len(streams) > 1 else 8.0, height=3.4, columns=2)
     for axis, (name, x) in zip(axes, streams.items(), strict=True):
         x = np.asarray(x, dtype=float)
         y = np.asarray(observed[name], dtype=float) if name in observed else None
