@@ -148,13 +148,13 @@ def test_saved_runs_open_elsewhere(tmp_path):
     assert "evaluation_objective" in rows[-1]
     with xarray.open_dataset(folder / "posterior.nc", group="posterior", engine="h5netcdf") as data:
         assert data["theta"].dims == ("chain", "draw")
-    again = load_arrays(folder / "flow.h5", result.posterior)
+    again = cal.Posterior(result.prior, load_arrays(folder / "flow.h5", result.posterior.flow))
     np.testing.assert_array_equal(again.sample(5, 10)["theta"], result.sample(5, 10)["theta"])
     assert not [p for p in folder.iterdir() if p.name.startswith(".")]
     with h5py.File(folder / "flow.h5", "a") as file:
         del file[next(iter(file))]
     with pytest.raises(ValueError, match="another flow"):
-        load_arrays(folder / "flow.h5", result.posterior)
+        load_arrays(folder / "flow.h5", result.posterior.flow)
 
 
 @pytest.mark.parametrize(

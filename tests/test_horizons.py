@@ -44,7 +44,7 @@ def test_every_sliding_length_counts_paths():
         assert grad == length + 1
 
 
-STEPS = 9
+STEPS = 7
 INPUTS = np.sin(np.arange(float(STEPS)))
 
 

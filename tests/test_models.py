@@ -35,7 +35,7 @@ def test_incidence_is_a_linear_operator_with_its_transpose(x64):
         "alone": Incidence(np.arange(5)),
     }
     for name, network in networks.items():
-        x, y = rng.normal(size=network.n_agents), rng.normal(size=network.n_venues)
+        x, y = (jnp.asarray(rng.normal(size=n)) for n in (network.n_agents, network.n_venues))
         np.testing.assert_allclose(network.sum(x) @ y, x @ network.spread(y), rtol=1e-12, err_msg=name)
         dense = np.zeros((network.n_venues, network.n_agents))
         for agent, venue in enumerate(np.asarray(network.venue_of)):

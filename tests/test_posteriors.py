@@ -1,5 +1,6 @@
 """Priors, coordinates, flows."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +62,21 @@ def test_flows_start_at_the_prior_and_are_consistent(family):
     moved = jax.tree.map(lambda x: x + 0.05 if hasattr(x, "dtype") and x.dtype == jnp.float32 else x, posterior.flow)
     z, log_q = Posterior(prior, moved).sample_coordinates(jax.random.key(1), 50)
     np.testing.assert_allclose(jax.vmap(moved.log_prob)(z), log_q, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize("dim", [2, 3, 4, 7])
+def test_every_coordinate_can_move(family, dim):
+    for seed in range(3):
+        flow = family.build(jax.random.key(seed), dim)
+        moving, fixed = cal.posteriors.trainable(flow)
+
+        def total(moving, fixed=fixed):
+            return jnp.sum(eqx.combine(moving, fixed).sample(jax.random.key(1), (64,)), axis=0)
+
+        jacobian = jax.jacrev(total)(moving)
+        reach = sum(np.abs(np.asarray(x)).reshape(dim, -1).sum(1) for x in jax.tree.leaves(jacobian))
+        assert np.all(reach > 0)
 
 
 def test_one_parameter():

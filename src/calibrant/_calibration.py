@@ -84,7 +84,7 @@ class Calibration:
         with atomic_path(directory / "posterior.nc") as path:
             data.to_netcdf(str(path), engine="h5netcdf")
         with atomic_path(directory / "flow.h5") as path:
-            save_arrays(path, self.posterior)
+            save_arrays(path, self.posterior.flow)  # the prior is in the configuration
         write_text(directory / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.metrics()))
         if self.failures:
             failures = {name: np.asarray(x).tolist() for name, x in self.failures.items()}

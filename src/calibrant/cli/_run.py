@@ -15,6 +15,7 @@ from calibrant._calibration import SCHEMA, Calibration, load_arrays, write_text
 from calibrant._config import Config, ConfigError, parse_config
 from calibrant._problem import Problem
 from calibrant.inference import Result
+from calibrant.posteriors import Posterior
 from calibrant.report import write_report
 
 
@@ -94,7 +95,7 @@ def read_run(folder: Path) -> tuple[str, Config, str, Problem, Calibration]:
     problem, prior, method = config.build(Path(manifest["config_directory"]))
     # The structure of the flow depends on the configuration alone; its arrays come from the file.
     skeleton = method.init(problem, prior, int(manifest["seed"])).posterior
-    posterior = load_arrays(folder / "flow.h5", skeleton)
+    posterior = Posterior(prior, load_arrays(folder / "flow.h5", skeleton.flow))
     return manifest["name"], config, text, problem, _calibration(manifest, rows, posterior, failed)
 
 

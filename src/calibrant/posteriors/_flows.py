@@ -7,9 +7,19 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import paramax
-from flowjax.bijections import AbstractBijection, RationalQuadraticSpline, TriangularAffine
+from flowjax.bijections import (
+    AbstractBijection,
+    Affine,
+    Chain,
+    Coupling,
+    Permute,
+    RationalQuadraticSpline,
+    Scan,
+    TriangularAffine,
+    Vmap,
+)
 from flowjax.distributions import AbstractDistribution, StandardNormal, Transformed
-from flowjax.flows import coupling_flow, masked_autoregressive_flow
+from flowjax.flows import masked_autoregressive_flow
 
 from calibrant.posteriors._base import AbstractPosterior
 
@@ -72,21 +82,36 @@ class CouplingSplineFlow(AbstractPosterior):
     knots: int = eqx.field(default=8, static=True)
     interval: float = eqx.field(default=5.0, static=True)
 
+    def __check_init__(self):
+        if self.layers < 2:
+            raise ValueError(
+                f"CouplingSplineFlow needs two layers or more to reach every parameter, got {self.layers}."
+            )
+
     def build(self, key, dim) -> AbstractDistribution:
         if dim < 2:
             raise ValueError(
                 "CouplingSplineFlow needs two free parameters or more: with one there is nothing to condition on; "
                 "use MaskedAutoregressiveFlow()."
             )
-        flow = coupling_flow(
-            key,
-            base_dist=StandardNormal((dim,)),
-            transformer=_spline(self.knots, self.interval),
-            flow_layers=self.layers,
-            nn_width=self.width,
-            invert=False,
-        )
-        return _starting_at_identity(flow)
+        # Reversed after every layer, so that each two layers transform every coordinate (a random permutation may leave
+        # one out of all of them), and shifted by one after every second, so that the halves change.
+        backwards = jnp.arange(dim)[::-1]
+        orders = jnp.stack([backwards if i % 2 == 0 else jnp.roll(backwards, 1) for i in range(self.layers)])
+
+        def layer(key, order):
+            coupling = Coupling(
+                key,
+                transformer=_spline(self.knots, self.interval),
+                untransformed_dim=dim // 2,
+                dim=dim,
+                nn_width=self.width,
+                nn_depth=1,
+            )
+            return Chain([coupling, Permute(order)])
+
+        layers = Scan(eqx.filter_vmap(layer)(jax.random.split(key, self.layers), orders))
+        return _starting_at_identity(Transformed(StandardNormal((dim,)), layers))
 
 
 class FullRankGaussian(AbstractPosterior):
@@ -98,8 +123,6 @@ class FullRankGaussian(AbstractPosterior):
 
 
 def _univariate_spline_flow(knots: int, interval: float) -> AbstractDistribution:
-    from flowjax.bijections import Affine, Chain, Vmap
-
     splines = eqx.filter_vmap(lambda: _spline(knots, interval), axis_size=1)()
     return Transformed(
         StandardNormal((1,)),
