@@ -110,7 +110,7 @@ def _by_paths(weight):
 
 DEFINITIONS = {
     **{f"sliding-{h}": (cal.SlidingHorizon(h), lambda n, t, s, h=h: float(n <= h)) for h in range(STEPS + 1)},
-    **{f"block-{k}": (cal.BlockHorizon(k), lambda n, t, s, k=k: float(t // k == s // k)) for k in (1, 2, 3, 5, 20)},
+    **{f"block-{k}": (cal.BlockHorizon(k), lambda n, t, s, k=k: float(t // k == s // k)) for k in (1, 3, 20)},
     **{f"geometric-{g}": (cal.GeometricHorizon(g), lambda n, t, s, g=g: g**n) for g in (0.0, 0.3, 1.0)},
     "full": (cal.FullHorizon(), lambda n, t, s: 1.0),
 }

@@ -29,9 +29,17 @@ def _objective(name, mode, horizon=None, rule=None, record=False, seed=3):
 _reference: dict = {}
 
 
+def _pairs():
+    """Every model with every horizon; the larger models with all but two of them in the slow run."""
+    quick = ("full", "sliding-1")
+    for model in MODELS:
+        for horizon in HORIZONS:
+            soon = model in ("lags", "flips") or horizon in quick
+            yield pytest.param(model, horizon, marks=() if soon else pytest.mark.slow, id=f"{model}-{horizon}")
+
+
 @pytest.mark.parametrize("mode", ["checkpointed", "hybrid"])
-@pytest.mark.parametrize("horizon", HORIZONS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "horizon"), _pairs())
 def test_modes_agree(model, horizon, mode):
     key = (model, horizon)
     if key not in _reference:
