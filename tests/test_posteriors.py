@@ -65,16 +65,16 @@ def test_flows_start_at_the_prior_and_are_consistent(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-@pytest.mark.parametrize("dim", [2, 3, 4, 7])
+@pytest.mark.parametrize("dim", [2, 5])
 def test_every_coordinate_can_move(family, dim):
-    for seed in range(3):
+    for seed in range(2):
         flow = family.build(jax.random.key(seed), dim)
         moving, fixed = cal.posteriors.trainable(flow)
 
         def total(moving, fixed=fixed):
             return jnp.sum(eqx.combine(moving, fixed).sample(jax.random.key(1), (64,)), axis=0)
 
-        jacobian = jax.jacrev(total)(moving)
+        jacobian = jax.jit(jax.jacrev(total))(moving)
         reach = sum(np.abs(np.asarray(x)).reshape(dim, -1).sum(1) for x in jax.tree.leaves(jacobian))
         assert np.all(reach > 0)
 
