@@ -39,7 +39,7 @@ def _pairs():
 
 
 @pytest.mark.parametrize("mode", ["checkpointed", "hybrid"])
-@pytest.mark.parametrize(("model", "horizon"), _pairs())
+@pytest.mark.parametrize(("model", "horizon"), list(_pairs()))
 def test_modes_agree(model, horizon, mode):
     key = (model, horizon)
     if key not in _reference:
