@@ -25,17 +25,27 @@ def problem_of(prices):
     return cal.Problem(model, prices, cal.losses.GaussianLogLikelihood(model.noise), inputs=inputs)
 
 
-def flow_draws(problem, n=2000):
-    method = cal.GVI(
-        weight=1.0,
+def method_of(weight, schedule):
+    return cal.GVI(
+        weight=weight,
         simulations=20,
-        max_updates=6000,
-        optimiser=cal.inference.default_optimiser(optax.cosine_decay_schedule(5e-3, 6000, 0.01)),
+        optimiser=cal.inference.default_optimiser(schedule),
         family=cal.posteriors.CouplingSplineFlow(),
-        evaluate_every=500,
-        evaluation_simulations=1000,
     )
-    draws = cal.calibrate(problem, method=method, seed=1, progress=False).sample(3, n)
+
+
+def flow_draws(problem, n=2000, first=600, then=3000):
+    """A first stage at a large weight keeps the flow out of poor optima."""
+    prior = cal.Prior.of(problem)
+    wide, exact = (
+        method_of(100.0, optax.constant_schedule(5e-3)),
+        method_of(1.0, optax.cosine_decay_schedule(3e-3, then, 0.02)),
+    )
+    state, _ = wide.step(problem, wide.init(problem, prior, 1), first)
+    fresh = exact.init(problem, prior, 1)
+    state = cal.inference.State(state.posterior, fresh.optimiser, state.update, state.seed)
+    state, _ = exact.step(problem, state, then)
+    draws = state.posterior.sample(3, n)
     return np.stack([np.asarray(draws[name]) for name in NAMES], axis=1)
 
 

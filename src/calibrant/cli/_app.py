@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from calibrant._calibrate import CalibrationError, calibrate
-from calibrant._calibration import write_text
 from calibrant._config import MODELS, ConfigError, build_model, bundled_configs, load_config
+from calibrant._files import write_text
 from calibrant._simulate import simulate
 from calibrant.cli._run import read_run, refuse_existing, report_again, write_run
 from calibrant.inference import Result

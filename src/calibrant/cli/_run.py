@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from calibrant._calibration import SCHEMA, Calibration, load_arrays, write_text
+from calibrant._calibration import SCHEMA, Calibration
 from calibrant._config import Config, ConfigError, parse_config
+from calibrant._files import load_arrays, write_text
 from calibrant._problem import Problem
 from calibrant.inference import Result
 from calibrant.posteriors import Posterior

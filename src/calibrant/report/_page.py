@@ -10,7 +10,8 @@ import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
-from calibrant._calibration import Calibration, write_text
+from calibrant._calibration import Calibration
+from calibrant._files import write_text
 from calibrant._problem import Problem
 from calibrant.report._figures import failures_figure, history_figure, posterior_figure, predictive_figure
 from calibrant.report._predictive import predictive
