@@ -81,7 +81,7 @@ def _path_terms():
     def observe(v, lags):
         rows = []
         for t in range(1, STEPS + 1):
-            state = {"lags": lags[t - 1], "count": jnp.int32(t)}
+            state = {"lags": lags[t - 1], "count": jnp.int32(t), "speed": jnp.ones(())}
             out = model.observe(unravel(v), state, jnp.asarray(INPUTS[t - 1]), _rng("observe", t))
             rows.append(jnp.concatenate([out["y"][None], out["both"]]))
         return jnp.stack(rows)

@@ -181,3 +181,23 @@ def test_memory_of_checkpointed_reverse_grows_as_sqrt_and_of_hybrid_not_at_all()
         assert reverse[10 * short] > 8 * reverse[short]  # the measure would show growth
         windowed = {t: _temporary_bytes(cal.CheckpointedReverseMode(), t, cal.SlidingHorizon(2)) for t in (short, long)}
         assert windowed[long] <= 1.25 * np.sqrt(long / short) * windowed[short]
+
+
+def _relayed(mode):
+    def objective(theta):
+        return cal.simulate(toys.Relay(), toys.RelayParams(theta), seed=0, steps=6, mode=mode).outputs[-1]
+
+    return objective
+
+
+def test_tangents_reach_what_moves_late():
+    theta = jnp.linspace(0.1, 0.3, 4)
+    expected = jax.grad(_relayed(cal.ReverseMode()))(theta)
+    assert np.all(np.asarray(expected) != 0)
+    np.testing.assert_allclose(jax.grad(_relayed(cal.HybridMode()))(theta), expected, rtol=1e-12)
+
+
+def test_what_no_parameter_moves_has_no_tangent():
+    compiled = jax.jit(jax.grad(_relayed(cal.HybridMode()))).lower(jnp.ones(50)).compile()
+    one_array = 100_000 * 8
+    assert compiled.memory_analysis().temp_size_in_bytes < 10 * one_array  # with tangents: 50 of them and more

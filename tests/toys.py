@@ -35,23 +35,45 @@ class LagsParams(Params):
 
 
 class Lags(AbstractModel):
-    """A smooth nonlinear model with three lags, noise, inputs, an integer in its state, and several outputs."""
+    """A smooth nonlinear model with three lags, noise, inputs, several outputs, and in its state an integer and a float
+    that no parameter moves."""
 
     Params = LagsParams
 
     def init(self, params, rng):
         x = jnp.stack([params.start, jnp.sin(params.start), params.a * params.start])
-        return {"lags": x, "count": jnp.zeros((), jnp.int32)}
+        return {"lags": x, "count": jnp.zeros((), jnp.int32), "speed": 1 + 0.2 * rng.uniform("speed", dtype=x.dtype)}
 
     def step(self, params, state, inputs_t, rng):
         x = state["lags"]
         noise = 0.1 * rng.normal("noise", dtype=x.dtype)
         new = jnp.tanh(params.a * x[0] + params.b[0] * x[1] * x[2] + params.b[1] * jnp.cos(x[2]) + inputs_t + noise)
-        return {"lags": jnp.stack([new, x[0], x[1]]), "count": state["count"] + 1}
+        new = state["speed"] * new
+        return {"lags": jnp.stack([new, x[0], x[1]]), "count": state["count"] + 1, "speed": state["speed"]}
 
     def observe(self, params, state, inputs_t, rng):
         x = state["lags"]
         return {"y": x[0] + params.a * x[2], "both": x[:2] ** 2, "count": state["count"]}
+
+
+class RelayParams(Params):
+    theta: Float[Array, " n"] = parameter(jnp.ones(2))
+
+
+class Relay(AbstractModel):
+    """What the parameters move reaches the second and third part of the state one step later each; the fourth never."""
+
+    Params = RelayParams
+
+    def init(self, params, rng):
+        return 0.0, 0.0, 0.0, rng.normal("noise", (100_000,))
+
+    def step(self, params, state, inputs_t, rng):
+        x, y, z, noise = state
+        return x + jnp.sum(params.theta**2), jnp.sin(x) + y, jnp.sin(y) + z, noise
+
+    def observe(self, params, state, inputs_t, rng):
+        return state[2] * (1 + jnp.mean(state[3]))
 
 
 class FlipsParams(Params):

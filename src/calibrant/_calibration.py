@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from calibrant._files import atomic_path, save_arrays, write_text
 from calibrant._prior import Prior

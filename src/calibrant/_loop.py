@@ -1,5 +1,6 @@
 """The one loop over time, and its derivative under a horizon. AD modes receive it and decide how to run it."""
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +18,39 @@ from calibrant._sampling import AbstractSamplingRule
 Scan = Callable[[Callable, Any, Any], tuple[Any, Any]]
 
 
-def _split(tree: PyTree) -> tuple[PyTree, PyTree]:
-    return eqx.partition(tree, eqx.is_inexact_array)
+def _moving_outputs(fn: Callable, primals: tuple, moved: PyTree) -> PyTree:
+    """Which leaves of `fn(*primals)` have a tangent if those marked in `moved` have: booleans, shaped like its output.
+
+    JAX knows while it traces which tangents are zero whatever the numbers, and tells a rule that asks. What never moves
+    (ages, durations drawn from fixed distributions) then needs no tangent carried through time.
+    """
+    moving, still = eqx.partition(primals, moved)
+    marks: PyTree = None
+
+    def asked(moving):
+        nonlocal marks
+        leaves, treedef = jax.tree.flatten(fn(*eqx.combine(moving, still)))
+        found = [False] * len(leaves)
+
+        def probed(i: int, x: Array) -> Array:
+            @eqx.filter_custom_jvp
+            def probe(x):
+                return x
+
+            @probe.def_jvp
+            def _rule(primals, tangents):
+                (x,), (dx,) = primals, tangents
+                found[i] = dx is not None
+                return x, jnp.zeros_like(x) if dx is None else dx
+
+            return probe(x)
+
+        out = [probed(i, x) for i, x in enumerate(leaves) if eqx.is_inexact_array(x)]
+        marks = jax.tree.unflatten(treedef, found)
+        return out
+
+    jax.eval_shape(lambda: jax.jvp(asked, (moving,), (jax.tree.map(jnp.ones_like, moving),)))
+    return marks
 
 
 class Loop(eqx.Module):
@@ -67,6 +99,27 @@ class Loop(eqx.Module):
         _, (outputs, log_prob) = scan(body, state, (self.times(), self.inputs))
         return outputs, jnp.concatenate([first[None], log_prob])
 
+    def _moving_state(self, theta: Any, params_of: Callable) -> PyTree:
+        """Which leaves of the state ever have a tangent: the least set that the start and a transition agree on."""
+
+        def start(theta):
+            return self.start(params_of(theta))[0]
+
+        state = jax.eval_shape(start, theta)
+        state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state)
+        moves = _moving_outputs(start, (theta,), True)
+        first = jnp.ones((), jnp.int32), _first_slice(self.inputs)
+
+        def transition(state, theta):
+            return self.transition(params_of(theta), state, *first)[0]
+
+        while True:
+            after = _moving_outputs(transition, (state, theta), (moves, True))
+            joined = jax.tree.map(operator.or_, moves, after)
+            if joined == moves:
+                return moves
+            moves = joined
+
     def run_with_tangent(
         self, theta: Any, fixed: Any, v: Any, horizon: AbstractHorizon, scan: Scan, *, columns: bool
     ) -> tuple[tuple[PyTree, Array], tuple[PyTree, Array]]:
@@ -87,9 +140,11 @@ class Loop(eqx.Module):
         def params_of(theta):
             return eqx.combine(theta, fixed)
 
+        moves = self._moving_state(theta, params_of)
+
         def start(theta):
             state, log_prob = self.start(params_of(theta))
-            moving, still = _split(state)
+            moving, still = eqx.partition(state, moves)
             return (moving, log_prob), still
 
         (moving, first), still = start(theta)
@@ -107,12 +162,12 @@ class Loop(eqx.Module):
 
             def transition(moving, theta):
                 state, log_prob = self.transition(params_of(theta), eqx.combine(moving, still), *ts)
-                new_moving, new_still = _split(state)
+                new_moving, new_still = eqx.partition(state, moves)
                 return (new_moving, log_prob), new_still
 
             def observe(moving, theta):
                 outputs, log_prob = self.observe(params_of(theta), eqx.combine(moving, new_still), *ts)
-                y, other = _split(outputs)
+                y, other = eqx.partition(outputs, eqx.is_inexact_array)
                 return (y, log_prob), other
 
             (new_moving, before), new_still = transition(moving, theta)
@@ -150,6 +205,10 @@ class Loop(eqx.Module):
         _, ((outputs, log_prob), (d_y, d_log_prob)) = scan(body, carry, (self.times(), self.inputs))
         primal = outputs, jnp.concatenate([first[None], log_prob])
         return primal, (d_y, jnp.concatenate([d_first[None], d_log_prob]))
+
+
+def _first_slice(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x[0], tree)
 
 
 def _add(a: PyTree, b: PyTree | None) -> PyTree:
