@@ -143,7 +143,7 @@ class GVI(AbstractMethod):
         optimiser = self._optimiser().init(trainable(flow)[0])  # pyright: ignore[reportArgumentType]
         state = State(posterior, optimiser, jnp.zeros((), jnp.int32), words)
         # Explicit dtypes: a weakly typed number would change its type in the first update, and compile the second anew.
-        return jax.tree.map(lambda x: jnp.array(x, dtype=x.dtype) if eqx.is_array(x) else x, state)
+        return jax.tree.map(lambda x: jnp.array(x, dtype=jnp.result_type(x)) if eqx.is_array(x) else x, state)
 
     def step(self, problem, state, updates):
         return _updates(self, problem, state, updates)
