@@ -6,6 +6,7 @@ from calibrant import losses as losses
 from calibrant import models as models
 from calibrant import networks as networks
 from calibrant import posteriors as posteriors
+from calibrant import worlds as worlds
 from calibrant._autodiff import AbstractMode as AbstractMode
 from calibrant._autodiff import CheckpointedReverseMode as CheckpointedReverseMode
 from calibrant._autodiff import HybridMode as HybridMode

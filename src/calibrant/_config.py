@@ -209,7 +209,7 @@ class Config(_Strict):
             if name not in described:
                 raise ConfigError(f"parameters.{name}: the model has only {', '.join(described)}.")
         try:
-            params = model.Params().replace(fixed)
+            params = model.default_params.replace(fixed)
             data = self._data(model, params, directory)
             problem = Problem(model, data, _build_loss(self.loss, data), params=params, steps=self.model.steps)
             priors = {n: _build_prior(n, p.prior) for n, p in self.parameters.items() if p.prior is not None}

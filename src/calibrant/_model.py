@@ -108,6 +108,16 @@ class AbstractModel(eqx.Module):
         return outputs
 
     @property
+    def default_params(self) -> Any:
+        """Parameters used where nobody gives any."""
+        return self.Params()
+
+    @property
+    def default_inputs(self) -> PyTree[Array] | None:
+        """Inputs used where nobody gives any (arrays with a leading axis of time), or `None`."""
+        return None
+
+    @property
     def default_steps(self) -> int | None:
         """How many steps to simulate if nobody says, or `None`."""
         return None

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from calibrant._model import AbstractModel
-from calibrant._simulate import resolve_steps
+from calibrant._simulate import resolve_inputs, resolve_steps
 from calibrant.losses import AbstractLoss, as_loss
 
 
@@ -44,13 +44,13 @@ class Problem(eqx.Module):
         self.model = model
         self.data = jax.tree.map(lambda x: jnp.asarray(x, dtype=float), data)
         self.loss = as_loss(loss)
-        self.params = model.Params() if params is None else params
+        self.params = model.default_params if params is None else params
         if not isinstance(self.params, model.Params):
             raise ValueError(
                 f"{type(model).__name__} takes parameters of class {model.Params.__qualname__}, "
                 f"got {type(self.params).__name__}."
             )
-        self.inputs = jax.tree.map(jnp.asarray, inputs)
+        self.inputs = resolve_inputs(model, inputs, steps)
         self.steps = resolve_steps(model, self.inputs, steps)
         for path, leaf in jax.tree_util.tree_flatten_with_path(self.data)[0]:
             where = f"data{jax.tree_util.keystr(path)}"

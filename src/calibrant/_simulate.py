@@ -42,6 +42,13 @@ def _guard(tree: PyTree, what: str) -> PyTree:
     return jax.tree_util.tree_map_with_path(lambda path, leaf: _refuse_tangent(path, leaf, what), tree)
 
 
+def resolve_inputs(model: AbstractModel, inputs: PyTree, steps: int | None) -> PyTree[Array]:
+    """`inputs`, or the first `steps` of the model's own."""
+    if inputs is None and model.default_inputs is not None:
+        return jax.tree.map(lambda x: jnp.asarray(x)[:steps], model.default_inputs)
+    return jax.tree.map(jnp.asarray, inputs)
+
+
 def resolve_steps(model: AbstractModel, inputs: PyTree, steps: int | None) -> int:
     """The number of steps, from `steps`, the leading axis of `inputs`, or the model's default.
 
@@ -77,7 +84,8 @@ def simulate(
 
     - `model`, `params`: the model and an instance of its `Params`, the one thing that can be differentiated.
     - `seed`: an integer, or two `uint32` words; equal seeds draw equal numbers whatever the parameters.
-    - `steps`: how many; by default the length of `inputs`, else the model's own default.
+    - `steps`: how many; by default the length of `inputs`, else the model's own default. Of a model's own inputs the
+      first so many are used.
     - `inputs`: arrays with a leading time axis, a slice of which each step receives.
     - `rule`: how discrete draws are realised and differentiated; straight-through by default.
     - `mode`, `horizon`: how, and along which paths, derivatives are taken; `ReverseMode()` and `FullHorizon()`.
@@ -100,7 +108,7 @@ def simulate(
         raise ValueError(
             f"{type(rule).__name__} draws relaxed samples, which have no probability to record; use Hard()."
         )
-    inputs = jax.tree.map(jnp.asarray, inputs)
+    inputs = resolve_inputs(model, inputs, steps)
     steps = resolve_steps(model, inputs, None if steps is None else int(steps))
     return _simulate(model, params, as_seed(seed), steps, inputs, rule, mode, horizon, record)
 

@@ -139,7 +139,7 @@ def simulate_command(
         steps = problem.steps if steps is None else steps
     else:
         model = build_model(target, {}, Path.cwd())
-        params = model.Params()
+        params = model.default_params
     params = params.replace(dict(_assignment(model, text) for text in values or []))
     outputs = simulate(model, params, seed=seed, steps=steps).outputs
     text = _to_csv(outputs)
@@ -159,7 +159,7 @@ def _assignment(model: Any, text: str) -> tuple[str, Any]:
         numbers = [float(x) for x in value.split(",")]
     except ValueError:
         raise ConfigError(f"--set {text}: '{value}' is no number.") from None
-    shape = np.shape(getattr(model.Params(), name))
+    shape = np.shape(getattr(model.default_params, name))
     if np.shape(numbers[0] if shape == () and len(numbers) == 1 else numbers) != shape:
         raise ConfigError(f"--set {text}: '{name}' has shape {shape}.")
     return name, numbers if shape else numbers[0]

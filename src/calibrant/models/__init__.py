@@ -5,5 +5,6 @@ from calibrant.models.boarding_school import BoardingSchoolSIBR as BoardingSchoo
 from calibrant.models.boarding_school import BoardingSchoolSIR as BoardingSchoolSIR
 from calibrant.models.brock_hommes import BrockHommes as BrockHommes
 from calibrant.models.brock_hommes import BrockHommesForecast as BrockHommesForecast
+from calibrant.models.june import June as June
 from calibrant.models.random_walk import RandomWalk as RandomWalk
 from calibrant.models.sir import SIR as SIR

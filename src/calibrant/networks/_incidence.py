@@ -1,10 +1,11 @@
 """Agent-venue membership as a linear operator."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+from calibrant.networks._rows import sum_rows, take_rows
 
 
 class Incidence(eqx.Module):
@@ -35,7 +36,7 @@ class Incidence(eqx.Module):
         n_venues = largest + 1 if n_venues is None else n_venues
         if int(index.min(initial=0)) < -1 or largest >= n_venues:
             raise ValueError(f"Incidence needs venues from 0 to {n_venues - 1}, or -1 for none.")
-        # Agents without a venue go to one more, which is dropped from every sum.
+        # Agents without a venue have an index past the last, which sums leave out.
         index = np.where(index < 0, n_venues, index)
         self.venue_of = jnp.asarray(index, dtype=jnp.int32)
         self.sizes = jnp.asarray(np.bincount(index, minlength=n_venues + 1)[:n_venues], dtype=jnp.int32)
@@ -54,15 +55,13 @@ class Incidence(eqx.Module):
         if self.group_size is not None:
             missing = self.n_venues * self.group_size - self.n_agents
             return jnp.sum(jnp.pad(x, (0, missing)).reshape(self.n_venues, self.group_size), axis=1)
-        total = jax.ops.segment_sum(x, self.venue_of, self.n_venues + 1, indices_are_sorted=self.is_sorted)
-        return total[: self.n_venues]
+        return sum_rows(x, self.venue_of, rows=self.n_venues, is_sorted=self.is_sorted)
 
     def spread(self, y: Float[Array, " venues"]) -> Float[Array, " agents"]:
         """Venues to agents; zero for agents without a venue."""
         if self.group_size is not None:
             return jnp.broadcast_to(y[:, None], (self.n_venues, self.group_size)).reshape(-1)[: self.n_agents]
-        padded = jnp.concatenate([y, jnp.zeros((1,), y.dtype)])
-        return padded.at[self.venue_of].get(indices_are_sorted=self.is_sorted)
+        return take_rows(y, self.venue_of, rows=self.n_venues, is_sorted=self.is_sorted)
 
     def sum_of_others(self, x: Float[Array, " agents"]) -> Float[Array, " agents"]:
         """For each agent, the sum over everybody *else* in the venue.

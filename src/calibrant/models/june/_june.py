@@ -1,0 +1,350 @@
+"""JUNE: an epidemic in a city, agent by agent (Aylett-Bullock et al. 2021), laid out for speed and for gradients.
+
+Force of infection on a person, a day:
+
+    sum over venues v of  10^log_beta(type of v) factor(type, date) contact(v) (sum of infectiousness of others in v)
+
+times susceptibility, with `contact = clip(1 / (members - 1), 0, 1)`; in leisure, attendance by age, sex and kind of day
+multiplies infectiousness and susceptibility. Infection in a step of one day has probability `1 - exp(-force)`.
+
+Layout. People are sorted by area and household, so household sums run over contiguous people. Everybody has at most one
+main activity, so companies, schools, universities and care home staff share one set of venues and one sum. Leisure is
+summed once by (area, age, sex) and combined over activities and neighbouring areas in a table that small.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, Bool, Float, Int
+
+from calibrant._model import AbstractModel, Params, parameter
+from calibrant.models.june import _tables as tables
+from calibrant.models.june._calendar import Calendar, DayInputs
+from calibrant.models.june._course import Course, draw_course, infectiousness, stage_probabilities
+from calibrant.models.june._expected import delay_distribution, delayed
+from calibrant.networks import Incidence
+from calibrant.worlds import ACTIVITIES, RESIDENCES, World, nearest_areas
+
+
+def _log_beta(default: float, venue: str, *, free: bool = True) -> Any:
+    prior = dist.Normal(default, 0.4) if free else None
+    return parameter(default, prior=prior, units="log10(1/day)", description=f"intensity of contact, {venue}")
+
+
+class JuneParams(Params):
+    log_seed: Float[Array, ""] = parameter(
+        -3.5, prior=dist.Normal(-3.5, 0.4), units="log10", description="imported infections a resident"
+    )
+    log_beta_household: Float[Array, ""] = _log_beta(0.6, "household")
+    log_beta_company: Float[Array, ""] = _log_beta(0.4, "company")
+    log_beta_school: Float[Array, ""] = _log_beta(0.4, "school")
+    log_beta_university: Float[Array, ""] = _log_beta(0.4, "university")
+    log_beta_care_home: Float[Array, ""] = _log_beta(0.6, "care home")
+    log_beta_pub: Float[Array, ""] = _log_beta(0.1, "pub")
+    log_beta_cinema: Float[Array, ""] = _log_beta(0.1, "cinema")
+    log_beta_gym: Float[Array, ""] = _log_beta(0.1, "gym")
+    log_beta_visit: Float[Array, ""] = _log_beta(0.1, "visit")
+    log_beta_grocery: Float[Array, ""] = _log_beta(0.1, "grocery")
+    log_beta_care_visit: Float[Array, ""] = _log_beta(0.1, "care visit", free=False)
+    susceptibility: Float[Array, " bands"] = parameter(
+        np.ones(len(tables.AGE_BANDS)), description="relative susceptibility, by ten years of age"
+    )
+    log_contact: Float[Array, " factors"] = parameter(
+        np.zeros(0), units="log", description="free contact factors of the calendar"
+    )
+    compliance: Float[Array, ""] = parameter(0.7, description="share of the symptomatic who isolate when asked to")
+    severity: Float[Array, ""] = parameter(0.0, units="log odds", description="shift of P(severe | symptomatic)")
+    criticality: Float[Array, ""] = parameter(0.0, units="log odds", description="shift of P(critical | severe)")
+    fatality: Float[Array, ""] = parameter(0.0, units="log odds", description="shift of P(dead | critical)")
+    incubation: Float[Array, ""] = parameter(0.0, units="log", description="shift of the log latent period")
+    admission_delay: Float[Array, ""] = parameter(0.0, units="log", description="shift of log days onset to admission")
+    death_delay: Float[Array, ""] = parameter(0.0, units="log", description="shift of log days intensive care to death")
+
+
+class JuneState(eqx.Module):
+    infected: Float[Array, " people"]
+    infected_on: Float[Array, " people"]
+    #: What an infection that did not happen would have brought: zero, with a derivative. See `June.step`.
+    latent: Float[Array, " people"]
+    active: Float[Array, " people"]
+    course: Course
+    isolates: Float[Array, " people"]
+    counts: dict[str, Float[Array, "regions bands"]]
+
+
+# Expected infectiousness after an infection, for its derivative: two stages with the mean times of the profile above.
+_LATENT_DAYS, _ACTIVE_DAYS, _TOTAL = 3.9, 2.6, 1.07
+
+
+class June(AbstractModel):
+    """An epidemic in a `World`, through a `Calendar`.
+
+    **Arguments:**
+
+    - `world`, `calendar`.
+    - `leisure_areas`: leisure happens in one venue an area, shared by the residents of so many nearest areas.
+    - `regions`: `"all"`, `"borough"` or `"area"`, by which outputs are counted.
+    - `seeding`: relative import rate of each area, ones by default.
+    - `sampled`: also count admissions and deaths of the agents themselves, and prevalence.
+    - `detail`: also give every output by age and by region.
+    - `people_per_agent`: what an agent stands for; outputs are counts of people.
+
+    Outputs by day, shape (days,): `infections`, `cumulative_infections`, `expected_admissions`, `expected_deaths`;
+    with `sampled` also `prevalence`, `admissions`, `deaths`. With `detail`, each also as `..._by_age` (days, 10) and
+    `..._by_region` (days, regions).
+    """
+
+    residences: Incidence
+    activities: Incidence
+    cells: Incidence
+    residence_contact: Float[Array, " people"]
+    in_care_home: Bool[Array, " people"]
+    activity_contact: Float[Array, " people"]
+    activity_kind: Int[Array, " people"]
+    care_home_residence: Int[Array, " homes"]
+    care_home_activity: Int[Array, " homes"]
+    near: Int[Array, "areas near"]
+    leisure_contact: Float[Array, " areas"]
+    attendance: Float[Array, "2 groups leisure"]
+    seeding: Float[Array, " areas"]
+    band: Int[Array, " people"]
+    region: Int[Array, " areas"]
+    inputs: DayInputs
+    people_per_agent: Float[Array, ""]
+    n_regions: int = eqx.field(static=True)
+    sampled: bool = eqx.field(static=True)
+    detail: bool = eqx.field(static=True)
+    free_factors: tuple[str, ...] = eqx.field(static=True)
+
+    Params = JuneParams
+
+    def __init__(
+        self,
+        world: World,
+        calendar: Calendar,
+        *,
+        leisure_areas: int = 3,
+        regions: str = "all",
+        seeding: "np.ndarray | None" = None,
+        sampled: bool = False,
+        detail: bool = False,
+        people_per_agent: float = 1.0,
+    ):
+        if leisure_areas < 1:
+            raise ValueError(f"`leisure_areas` is at least 1, got {leisure_areas}.")
+        groups = tables.group_of(world.age, world.sex)
+        area = world.area
+        activity = world.activity
+        n_groups = tables.N_GROUPS
+
+        # Members of care homes: residents and staff.
+        staffed = np.flatnonzero(world.activity_residence >= 0)
+        homes = world.activity_residence[staffed]
+        in_residence = np.bincount(world.residence, minlength=world.n_residences)
+        in_activity = np.bincount(activity[activity >= 0], minlength=world.n_activities)
+        staff = in_activity[staffed].copy()
+        in_activity[staffed] += in_residence[homes]
+        np.add.at(in_residence, homes, staff)
+
+        def contact(members):
+            return np.clip(1 / np.maximum(members - 1, 1), 0, 1)
+
+        kind = np.where(activity >= 0, world.activity_kind[np.maximum(activity, 0)] if world.n_activities else 0, 0)
+        works = activity >= 0
+        near = nearest_areas(world.latitude, world.longitude, leisure_areas)
+        members = np.bincount(area, minlength=world.n_areas)[near].sum(1)
+        region = {
+            "all": np.zeros(world.n_areas, np.int32),
+            "borough": world.borough,
+            "area": np.arange(world.n_areas, dtype=np.int32),
+        }.get(regions)
+        if region is None:
+            raise ValueError(f"`regions` is 'all', 'borough' or 'area', got '{regions}'.")
+        seeding = np.ones(world.n_areas) if seeding is None else np.asarray(seeding, dtype=float)
+        if seeding.shape != (world.n_areas,) or not np.all(seeding >= 0):
+            raise ValueError(f"`seeding` has one number >= 0 for each of {world.n_areas} areas.")
+
+        self.residences = Incidence(world.residence, world.n_residences)
+        self.activities = Incidence(activity, world.n_activities)
+        self.cells = Incidence((area * n_groups + groups).astype(np.int32), world.n_areas * n_groups)
+        self.residence_contact = jnp.asarray(contact(in_residence)[world.residence], dtype=float)
+        home = world.residence_kind == RESIDENCES.index("care home")
+        self.in_care_home = jnp.asarray(home[world.residence])
+        self.activity_contact = jnp.asarray(
+            np.where(works, contact(in_activity)[np.maximum(activity, 0)], 0) if world.n_activities else 0.0 * activity,
+            dtype=float,
+        )
+        self.activity_kind = jnp.asarray(kind, dtype=jnp.uint8)
+        self.care_home_residence = jnp.asarray(homes, dtype=jnp.int32)
+        self.care_home_activity = jnp.asarray(staffed, dtype=jnp.int32)
+        self.near = jnp.asarray(near)
+        self.leisure_contact = jnp.asarray(contact(members), dtype=float)
+        self.attendance = jnp.asarray(tables.attendance(), dtype=float)
+        self.seeding = jnp.asarray(seeding, dtype=float)
+        self.band = jnp.asarray(tables.BAND_OF_GROUP[groups], dtype=jnp.uint8)
+        self.region = jnp.asarray(region)
+        self.inputs = calendar.inputs()
+        self.people_per_agent = jnp.asarray(people_per_agent, dtype=float)
+        self.n_regions = int(region.max()) + 1
+        self.sampled = sampled
+        self.detail = detail
+        self.free_factors = calendar.free_factors
+
+    @property
+    def n_people(self) -> int:
+        return self.band.shape[0]
+
+    @property
+    def n_areas(self) -> int:
+        return self.near.shape[0]
+
+    @property
+    def default_inputs(self):
+        return self.inputs
+
+    @property
+    def default_params(self):
+        return self.Params().replace({"log_contact": jnp.zeros(len(self.free_factors))})
+
+    @property
+    def _streams(self) -> tuple[str, ...]:
+        return ("infections", "prevalence", "admissions", "deaths") if self.sampled else ("infections",)
+
+    def init(self, params, rng):
+        course = draw_course(params, self.band.astype(jnp.int32), rng)
+        dtype = course.onset.dtype
+        complies = rng.bernoulli(params.compliance, site="complies", shape=(self.n_people,))
+        zeros = jnp.zeros((self.n_people,), dtype)
+        empty = jnp.zeros((self.n_regions, len(tables.AGE_BANDS)), dtype)
+        return JuneState(
+            infected=zeros,
+            infected_on=jnp.full((self.n_people,), jnp.inf, dtype),
+            latent=zeros,
+            active=zeros,
+            course=course,
+            isolates=complies * course.symptomatic,
+            counts=dict.fromkeys(self._streams, empty),
+        )
+
+    def step(self, params, state, inputs_t, rng):
+        beta = self._intensities(params, inputs_t)
+        course = state.course
+        days = inputs_t.day - state.infected_on
+        x, _ = infectiousness(course, days)
+        x = x + (_TOTAL / _ACTIVE_DAYS) * state.active
+        # Isolation keeps people from everything but their household.
+        isolated = (days >= course.onset) & (days < course.end)
+        outside = x * (1 - inputs_t.isolation * jnp.where(isolated, state.isolates, 0))
+
+        force = self._force(beta, x, outside, inputs_t.weekend)
+        table = self._imports(params, inputs_t)
+        susceptibility = params.susceptibility[tables.BAND_OF_GROUP]
+        per_cell = jnp.broadcast_to(susceptibility, (self.n_areas, tables.N_GROUPS)).reshape(-1)
+        hazard = force * self.cells.spread(per_cell) + self.cells.spread(table)
+        caught = rng.bernoulli(-jnp.expm1(-hazard), site="infection", where=1 - state.infected)
+
+        # An infection that a parameter makes a little more likely makes its person a little infectious later, realised
+        # or not. The realised course says when for those infected; for the rest the derivative follows the mean course.
+        chance = caught - jax.lax.stop_gradient(caught)
+        latent = state.latent * np.exp(-1 / _LATENT_DAYS) + chance
+        active = state.active * np.exp(-1 / _ACTIVE_DAYS) + state.latent * -np.expm1(-1 / _LATENT_DAYS)
+        infected_on = jnp.where(caught > 0, inputs_t.day, state.infected_on)
+        return JuneState(
+            infected=state.infected + caught,
+            infected_on=infected_on,
+            latent=latent,
+            active=active,
+            course=course,
+            isolates=state.isolates,
+            counts=self._counts(caught, state, inputs_t.day - infected_on),
+        )
+
+    def _intensities(self, params, inputs_t: DayInputs) -> dict[str, Array]:
+        """10^log_beta times the contact factors of the day, by venue type."""
+        factor = inputs_t.factor * jnp.exp(inputs_t.free @ params.log_contact)
+        return {name: 10 ** getattr(params, f"log_beta_{name}") * factor[i] for i, name in enumerate(tables.VENUES)}
+
+    def _force(self, beta, x, outside, weekend):
+        """Force of infection on each person, a day, at susceptibility 1."""
+        in_residence = self.residences.sum(x)
+        in_activity = self.activities.sum(outside)
+        # Care homes: residents and staff are members of one venue.
+        residents = in_residence[self.care_home_residence]
+        in_residence = in_residence.at[self.care_home_residence].add(in_activity[self.care_home_activity])
+        in_activity = in_activity.at[self.care_home_activity].add(residents)
+
+        at_home = jnp.where(self.in_care_home, beta["care_home"], beta["household"]) * self.residence_contact
+        force = at_home * (self.residences.spread(in_residence) - x)
+        kind = self.activity_kind
+        by_kind = [beta[name.replace(" ", "_")] for name in ACTIVITIES]
+        at_work = jnp.where(
+            kind < 2,
+            jnp.where(kind == 0, by_kind[0], by_kind[1]),
+            jnp.where(kind == 2, by_kind[2], by_kind[3]),
+        )
+        others = self.activities.spread(in_activity) - jnp.where(self.activity_contact > 0, outside, 0)
+        force = force + at_work * self.activity_contact * others
+        return force + self.cells.spread(self._leisure(beta, self.cells.sum(outside), weekend))
+
+    def _leisure(self, beta, infectious: Float[Array, " cells"], weekend) -> Float[Array, " cells"]:
+        """Force from leisure by (area, group). Oneself is not left out: one in the thousands who share a venue."""
+        attendance = self.attendance[0] + weekend * (self.attendance[1] - self.attendance[0])
+        by_group = infectious.reshape(self.n_areas, tables.N_GROUPS)
+        by_activity = jnp.matmul(by_group, attendance, precision="highest")
+        venue = jnp.sum(by_activity[self.near], axis=1) * self.leisure_contact[:, None]
+        around = jnp.zeros_like(venue).at[self.near.reshape(-1)].add(jnp.repeat(venue, self.near.shape[1], axis=0))
+        intensity = jnp.stack([beta[name] for name in tables.LEISURE])
+        return jnp.matmul(around * intensity, attendance.T, precision="highest").reshape(-1)
+
+    def _imports(self, params, inputs_t: DayInputs) -> Float[Array, " cells"]:
+        """Hazard of infection from outside, by (area, group)."""
+        share = 10**params.log_seed * inputs_t.imports * self.seeding
+        hazard = -jnp.log1p(-jnp.minimum(share, 0.999))
+        return jnp.repeat(hazard, tables.N_GROUPS)
+
+    def _counts(self, caught, state: JuneState, days) -> dict[str, Array]:
+        """People by (region, age band): the newly infected, and, if sampled, where everybody is in their course."""
+        course = state.course
+        streams = {"infections": caught}
+        if self.sampled:
+            ongoing = (days >= 0) & (days < course.end)
+            streams["prevalence"] = jnp.where(ongoing, state.infected + caught, 0)
+            streams["admissions"] = jnp.where(days == course.admission, course.severe, 0)
+            streams["deaths"] = jnp.where(days == course.death, course.dies, 0)
+        return {name: self._tabulate(self.cells.sum(x)) for name, x in streams.items()}
+
+    def _tabulate(self, cells: Float[Array, " cells"]) -> Float[Array, "regions bands"]:
+        to_band = jax.nn.one_hot(tables.BAND_OF_GROUP, len(tables.AGE_BANDS), dtype=cells.dtype)
+        by_area = jnp.matmul(cells.reshape(self.n_areas, tables.N_GROUPS), to_band, precision="highest")
+        return jax.ops.segment_sum(by_area, self.region, self.n_regions)
+
+    def observe(self, params, state, inputs_t, rng):
+        return {name: self.people_per_agent * x for name, x in state.counts.items()}
+
+    def summarise(self, params, outputs):
+        infections = outputs["infections"]
+        days = infections.shape[0]
+        _, severe, critical, dies = stage_probabilities(params)
+        severe = jnp.asarray(tables.SYMPTOMATIC, severe.dtype) * severe
+        to_onset = [(tables.EXPOSED[0] + params.incubation, tables.EXPOSED[1]), tables.PRESYMPTOMATIC]
+        to_admission = [*to_onset, (tables.TO_ADMISSION[0] + params.admission_delay, tables.TO_ADMISSION[1])]
+        to_death = [
+            *to_admission,
+            tables.TO_CRITICAL,
+            (tables.TO_DEATH[0] + params.death_delay, tables.TO_DEATH[1]),
+        ]
+        full = {
+            **outputs,
+            "cumulative_infections": jnp.cumsum(infections, axis=0),
+            "expected_admissions": delayed(infections, severe, delay_distribution(to_admission, days)),
+            "expected_deaths": delayed(infections, severe * critical * dies, delay_distribution(to_death, days)),
+        }
+        out = {name: jnp.sum(x, axis=(1, 2)) for name, x in full.items()}
+        if self.detail:
+            out |= {f"{name}_by_age": jnp.sum(x, axis=1) for name, x in full.items()}
+            out |= {f"{name}_by_region": jnp.sum(x, axis=2) for name, x in full.items()}
+        return out
