@@ -4,6 +4,9 @@ They are smooth in severity and delays, and follow the scan over time, so no hor
 noise of rare events.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax.numpy as jnp
 import jax.scipy.stats as stats
 from jaxtyping import Array, Float
@@ -11,7 +14,7 @@ from jaxtyping import Array, Float
 _PER_DAY = 8  # points a day of the grid on which delays are added up
 
 
-def delay_distribution(stages: list[tuple[Array, float]], days: int) -> Float[Array, " days"]:
+def delay_distribution(stages: Sequence[tuple[Any, float]], days: int) -> Float[Array, " n"]:
     """P(floor(delay) = 0, 1, ..., days - 1) of a sum of independent log-normal stages (log-mean, log-sd).
 
     The stages are discretised to an eighth of a day and convolved.

@@ -73,7 +73,7 @@ _CARE_VISIT = ((75, 0.25), (85, 0.5))
 GROUP_AGES = tuple(sorted({*_LEISURE_AGES, *AGE_BANDS, *(age for age, _ in _CARE_VISIT)}))
 N_GROUPS = 2 * len(GROUP_AGES)  # by sex: female first
 #: Age band of each group.
-BAND_OF_GROUP = np.repeat(np.searchsorted(AGE_BANDS, GROUP_AGES, side="right") - 1, 2)
+BAND_OF_GROUP = np.repeat(np.searchsorted(AGE_BANDS, GROUP_AGES, side="right") - 1, 2).astype(np.int32)
 
 
 def group_of(age: np.ndarray, sex: np.ndarray) -> np.ndarray:
