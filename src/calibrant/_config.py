@@ -1,6 +1,8 @@
 """Configurations: a TOML file to a problem, its priors and a method. Every mistake is one sentence."""
 
 import csv
+import datetime as dt
+import functools
 import importlib
 import inspect
 import sys
@@ -23,6 +25,7 @@ from calibrant._prior import Prior
 from calibrant._problem import Problem
 from calibrant._sampling import GumbelSoftmax
 from calibrant._simulate import simulate
+from calibrant.data import DataError, read_series
 from calibrant.inference import GVI, FlowScore
 from calibrant.models import (
     OUTBREAK_1978,
@@ -32,6 +35,7 @@ from calibrant.models import (
     BrockHommes,
     RandomWalk,
 )
+from calibrant.models.june import june_from_options
 
 
 class ConfigError(ValueError):
@@ -43,6 +47,7 @@ MODELS: dict[str, tuple[Any, str]] = {
     "boarding-school": (BoardingSchoolSIR, "influenza of 1978: SIR, the boys in bed are infectious"),
     "boarding-school-in-bed": (BoardingSchoolSIBR, "influenza of 1978: boys are infectious before they are in bed"),
     "brock-hommes": (BrockHommes, "asset prices with four strategies; agents = 0 for the mean field"),
+    "june": (june_from_options, "an epidemic in a city, agent by agent: households, work, school, leisure"),
     "random-walk": (RandomWalk, "walkers that step up or down"),
     "sir": (SIR.small_world, "susceptible, infected, recovered, in households and groups"),
 }
@@ -96,13 +101,18 @@ class SyntheticConfig(_Strict):
 class DataConfig(_Strict):
     """One of `file` (a CSV with a header), `bundled` and `synthetic`.
 
-    `columns` maps outputs of the model to columns; `column` names the one column of a model with one output.
+    `columns` maps outputs of the model to columns; `column` names the one column of a model with one output. With a
+    `date_column`, rows are matched by date to the model's calendar, and `until`, a date, is the last day that is
+    fitted: what comes later is held out, and shown beside a forecast. `streams` names the outputs to keep of synthetic
+    or bundled data.
     """
 
     file: str | None = None
     column: str | None = None
     columns: dict[str, str] = {}
     bundled: Literal["influenza-1978"] | None = None
+    date_column: str | None = None
+    until: dt.date | None = None
     streams: list[str] | None = None
     synthetic: SyntheticConfig | None = None
 
@@ -112,6 +122,10 @@ class DataConfig(_Strict):
             raise ValueError("give exactly one of file, bundled and synthetic")
         if self.file is not None and (self.column is None) == (not self.columns):
             raise ValueError("a file needs either column or columns")
+        if self.date_column is not None and (self.file is None or not self.columns):
+            raise ValueError("date_column belongs to a file with columns")
+        if self.until is not None and self.date_column is None:
+            raise ValueError("until needs a file with a date_column")
         return self
 
 
@@ -211,7 +225,10 @@ class Config(_Strict):
         try:
             params = model.default_params.replace(fixed)
             data = self._data(model, params, directory)
-            problem = Problem(model, data, _build_loss(self.loss, data), params=params, steps=self.model.steps)
+            steps = self._fitted_steps(model)
+            if steps is not None and self.data.date_column is not None:
+                data = {name: x[:steps] for name, x in data.items()}
+            problem = Problem(model, data, _build_loss(self.loss, data), params=params, steps=steps)
             priors = {n: _build_prior(n, p.prior) for n, p in self.parameters.items() if p.prior is not None}
             own = [n for n, info in described.items() if info.prior is not None]
             free = [n for n in (*described, *problem.loss.parameters) if (n in own or n in priors) and n not in fixed]
@@ -229,27 +246,62 @@ class Config(_Strict):
             raise ConfigError(str(error)) from error
         return problem, prior, method
 
+    def _fitted_steps(self, model: AbstractModel) -> int | None:
+        """Steps up to the last day that is fitted."""
+        until, dates = self.data.until, model.dates
+        if until is None or dates is None:
+            return self.model.steps
+        if not dates[0] <= until <= dates[-1]:
+            raise ConfigError(f"data.until: {until} is outside the calendar, {dates[0]} to {dates[-1]}.")
+        return (until - dates[0]).days + 1
+
+    def forecast(self, problem: Problem, directory: Path) -> Problem | None:
+        """The problem over the whole calendar, held-out data included; `None` if nothing is held out.
+
+        **Raises:** `ConfigError`.
+        """
+        if self.data.until is None or problem.model.dates is None:
+            return None
+        data = self._data(problem.model, problem.params, directory)
+        return Problem(problem.model, data, problem.loss, params=problem.params)
+
     def _data(self, model: AbstractModel, params: Any, directory: Path) -> Any:
         data = self.data
         if data.synthetic is not None:
             truth = params.replace(data.synthetic.values)
-            return simulate(model, truth, seed=data.synthetic.seed, steps=self.model.steps).outputs
+            outputs = simulate(model, truth, seed=data.synthetic.seed, steps=self.model.steps).outputs
+            return _kept(outputs, data.streams, "the model")
         if data.bundled is not None:
             streams = {
                 "in_bed": OUTBREAK_1978.in_bed,
                 "convalescent": OUTBREAK_1978.convalescent,
                 "ever_ill": OUTBREAK_1978.ever_ill,
             }
-            names = data.streams or list(streams)
-            for name in names:
-                if name not in streams:
-                    raise ConfigError(f"data.streams: '{name}' is not in influenza-1978; it has {', '.join(streams)}.")
-            return {name: np.asarray(streams[name], dtype=float) for name in names}
+            return _kept({k: np.asarray(x, dtype=float) for k, x in streams.items()}, data.streams, "influenza-1978")
         assert data.file is not None
         path = directory / data.file
         if data.column is not None:
             return read_column(path, data.column)
+        if data.date_column is not None:
+            if model.dates is None:
+                raise ConfigError("data.date_column: this model has no calendar to match dates with; leave it out.")
+            try:
+                return read_series(path, data.columns, model.dates, date_column=data.date_column)
+            except DataError as error:
+                raise ConfigError(f"data: {error}") from error
         return {output: read_column(path, column) for output, column in data.columns.items()}
+
+
+def _kept(outputs: Any, names: list[str] | None, what: str) -> Any:
+    """Only the named outputs."""
+    if names is None:
+        return outputs
+    if not isinstance(outputs, dict):
+        raise ConfigError(f"data.streams: {what} has one output without a name; leave streams out.")
+    for name in names:
+        if name not in outputs:
+            raise ConfigError(f"data.streams: '{name}' is not in {what}; it has {', '.join(outputs)}.")
+    return {name: outputs[name] for name in names}
 
 
 def build_model(name: str, options: dict[str, Any], directory: Path) -> AbstractModel:
@@ -265,7 +317,9 @@ def build_model(name: str, options: dict[str, Any], directory: Path) -> Abstract
         make = _import(name, directory)
     else:
         raise ConfigError(f"model.name: there is no model '{name}'; there are {', '.join(MODELS)}, or module:Class.")
-    accepted = inspect.signature(make).parameters
+    accepted = [n for n in inspect.signature(make).parameters if n != "directory"]
+    if name in MODELS and "directory" in inspect.signature(make).parameters:
+        make = functools.partial(make, directory=directory)
     for option in options:
         if option not in accepted:
             raise ConfigError(f"model.options: {name} takes {', '.join(accepted) or 'none'}, not '{option}'.")
@@ -297,7 +351,10 @@ def _build_prior(name: str, given: dict[str, Any]) -> dist.Distribution:
     make = getattr(dist, kind, None) if isinstance(kind, str) else None
     if not (inspect.isclass(make) and issubclass(make, dist.Distribution)):
         raise ConfigError(f"parameters.{name}.prior: `distribution` must name a numpyro distribution, got {kind!r}.")
-    numbers = {k: float(v) if isinstance(v, (int, float)) else np.asarray(v, float) for k, v in given.items()}
+    numbers = {
+        k: v if k == "num_steps" else float(v) if isinstance(v, (int, float)) else np.asarray(v, float)
+        for k, v in given.items()
+    }
     try:
         prior = make(**numbers, validate_args=True)
         with warnings.catch_warnings():  # numpyro warns of what is refused below
@@ -334,6 +391,11 @@ def _build_loss(given: dict[str, Any], data: Any) -> losses.AbstractLoss:
 
 def _one_loss(where: str, given: dict[str, Any], data: Any) -> losses.AbstractLoss:
     given = dict(given)
+    every = given.pop("every", None)
+    if every is not None:
+        if not (isinstance(every, int) and every >= 1):
+            raise ConfigError(f"{where}.every: a whole number of steps to add up, got {every!r}.")
+        return losses.Periods(_one_loss(where, given, data), every)
     name = given.pop("name", None)
     if name not in _LOSSES:
         raise ConfigError(f"{where}.name: there is no loss {name!r}; there are {', '.join(_LOSSES)}.")

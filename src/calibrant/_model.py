@@ -2,7 +2,8 @@
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+import datetime
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -115,6 +116,11 @@ class AbstractModel(eqx.Module):
     @property
     def default_inputs(self) -> PyTree[Array] | None:
         """Inputs used where nobody gives any (arrays with a leading axis of time), or `None`."""
+        return None
+
+    @property
+    def dates(self) -> "Sequence[datetime.date] | None":
+        """Dates of the outputs of all steps of the default inputs, where the model has a calendar."""
         return None
 
     @property

@@ -16,10 +16,13 @@ from calibrant._calibrate import CalibrationError, calibrate
 from calibrant._config import MODELS, ConfigError, build_model, bundled_configs, load_config
 from calibrant._files import write_text
 from calibrant._simulate import simulate
+from calibrant.cli._compare import compare
 from calibrant.cli._run import read_run, refuse_existing, report_again, write_run
+from calibrant.cli._world import app as world_app
 from calibrant.inference import Result
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(world_app, name="world")
 _out = Console()
 
 TEMPLATE = """# A calibration, for `calibrant calibrate {name}`. Lines that start with # are optional.
@@ -66,6 +69,9 @@ def calibrate_command(
     out: Annotated[Path | None, typer.Option(help="run directory to write; runs/NAME by default")] = None,
     seed: Annotated[int, typer.Option(help="equal seeds give equal bits", min=0)] = 0,
     updates: Annotated[int | None, typer.Option(help="instead of max_updates of the configuration", min=1)] = None,
+    size: Annotated[float | None, typer.Option(help="JUNE: people of the built town")] = None,
+    scale: Annotated[float | None, typer.Option(help="JUNE: of London's population, up to 1")] = None,
+    data: Annotated[Path | None, typer.Option(help="directory of the data file")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing run directory")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
 ) -> None:
@@ -74,6 +80,15 @@ def calibrate_command(
     if updates is not None:
         settings.method.max_updates = updates
         text += f"\n# on the command line: --updates {updates}\n"
+    if size is not None or scale is not None:
+        options = {k: v for k, v in settings.model.options.items() if k not in ("size", "scale", "world")}
+        settings.model.options = options | ({"size": round(size)} if size is not None else {"scale": scale})
+        text += f"\n# on the command line: --{'size' if size is not None else 'scale'} {size or scale}\n"
+    if data is not None:
+        if settings.data.file is None:
+            raise ConfigError("--data is for configurations that read a file; this one does not.")
+        settings.data.file = str(data.resolve() / settings.data.file)
+        text += f"\n# on the command line: --data {data}\n"
     name = Path(config).stem
     out = Path("runs") / name if out is None else out
     refuse_existing(out, overwrite)
@@ -130,8 +145,20 @@ def simulate_command(
     steps: Annotated[int | None, typer.Option(min=1)] = None,
     values: Annotated[list[str] | None, typer.Option("--set", help="parameter=value, as often as needed")] = None,
     out: Annotated[Path | None, typer.Option(help="CSV file to write; standard output by default")] = None,
+    policy: Annotated[Path | None, typer.Option(help="TOML file with other policies; target is a run of JUNE")] = None,
+    draws: Annotated[int, typer.Option(help="with --policy: draws of the posterior", min=2)] = 50,
 ) -> None:
-    """Simulate a model at its defaults, at given values, or (a run directory) at the posterior median, to a CSV."""
+    """Simulate a model at its defaults, at given values, or (a run directory) at the posterior median, to a CSV.
+
+    With --policy, answer what would have happened under other policies: bands from the posterior, the same random
+    numbers with the policies of the run and with the others.
+    """
+    if policy is not None:
+        if steps is not None or values:
+            raise ConfigError("--policy compares two calendars at draws of the posterior; leave --steps and --set out.")
+        written = compare(Path(target), policy, draws=draws, seed=seed, out=out)
+        _out.print(f"table and picture: {written}", soft_wrap=True)
+        return
     if Path(target).is_dir():
         _, _, _, problem, calibration = read_run(Path(target))
         median = {name: q[0] for name, q in calibration.quantiles((0.5,)).items()}

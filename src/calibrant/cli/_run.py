@@ -8,11 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from calibrant._calibration import SCHEMA, Calibration
-from calibrant._config import Config, ConfigError, parse_config
+from calibrant._config import Config, ConfigError
 from calibrant._files import load_arrays, write_text
 from calibrant._problem import Problem
 from calibrant.inference import Result
@@ -46,7 +45,7 @@ def write_run(
         manifest = {"config": json.loads(config.model_dump_json()), "config_directory": str(directory), "name": name}
         calibration.save(part, manifest)
         write_text(part / "config.toml", text)
-        _report(part, name, config, text, problem, calibration)
+        _report(part, name, config, text, directory, problem, calibration)
         part.chmod(0o755)
         old = None
         if out.exists():
@@ -66,7 +65,9 @@ def write_run(
     return out / "report.html"
 
 
-def _report(folder: Path, name: str, config: Config, text: str, problem: Problem, calibration: Calibration) -> Path:
+def _report(
+    folder: Path, name: str, config: Config, text: str, directory: Path, problem: Problem, calibration: Calibration
+) -> Path:
     about = {n: {"units": p.units, "description": p.description} for n, p in config.parameters.items()}
     truth: dict[str, float] = {}
     if config.data.synthetic is not None:
@@ -74,7 +75,17 @@ def _report(folder: Path, name: str, config: Config, text: str, problem: Problem
         for n in problem.parameter_names:
             value = np.asarray(getattr(params, n))
             truth |= {n + "".join(f"[{i}]" for i in ix): float(value[ix]) for ix in np.ndindex(value.shape)}
-    return write_report(folder / "report.html", problem, calibration, title=name, config=text, about=about, truth=truth)
+    forecast = config.forecast(problem, directory)
+    return write_report(
+        folder / "report.html",
+        problem,
+        calibration,
+        title=name,
+        config=text,
+        about=about,
+        truth=truth,
+        forecast=forecast,
+    )
 
 
 def read_run(folder: Path) -> tuple[str, Config, str, Problem, Calibration]:
@@ -92,7 +103,7 @@ def read_run(folder: Path) -> tuple[str, Config, str, Problem, Calibration]:
         raise ConfigError(f"{folder} is no run directory of calibrant ({error}).") from error
     if manifest.get("schema") != SCHEMA:
         raise ConfigError(f"{folder} was written by another version of calibrant; run the calibration again.")
-    config = parse_config(text, str(folder / "config.toml"))
+    config = Config.model_validate(manifest["config"])  # what ran: the text, and what the command line changed
     problem, prior, method = config.build(Path(manifest["config_directory"]))
     # The structure of the flow depends on the configuration alone; its arrays come from the file.
     skeleton = method.init(problem, prior, int(manifest["seed"])).posterior
@@ -132,5 +143,6 @@ def _float(x: float | None) -> float:
 def report_again(folder: Path) -> Path:
     """Write the report of a run directory anew."""
     name, config, text, problem, calibration = read_run(folder)
-    jax.block_until_ready(calibration.posterior)
-    return _report(folder, name, config, text, problem, calibration)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    directory = Path(manifest["config_directory"])
+    return _report(folder, name, config, text, directory, problem, calibration)

@@ -12,6 +12,7 @@ from calibrant.losses._likelihoods import MarginalLikelihood as MarginalLikeliho
 from calibrant.losses._likelihoods import NegativeBinomialLogLikelihood as NegativeBinomialLogLikelihood
 from calibrant.losses._likelihoods import PoissonLogLikelihood as PoissonLogLikelihood
 from calibrant.losses._likelihoods import Streams as Streams
+from calibrant.losses._periods import Periods as Periods
 from calibrant.losses._scores import EnergyScore as EnergyScore
 from calibrant.losses._scores import KernelScore as KernelScore
 from calibrant.losses._scores import MaximumMeanDiscrepancy as MaximumMeanDiscrepancy

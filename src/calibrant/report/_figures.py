@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
 from calibrant._calibration import Calibration
@@ -62,8 +63,11 @@ def _key():
     return jax.random.key(1)
 
 
-def predictive_figure(draws: Any, data: Any) -> Figure:
-    """Bands of the posterior predictive with the data over them, one panel a stream."""
+def predictive_figure(draws: Any, data: Any, dates: Any = None, *, fitted: int | None = None) -> Figure:
+    """Bands of the posterior predictive with the data over them, one panel a stream.
+
+    `dates`, of the time axis, if there are any; `fitted`, how many times were fitted, if not all.
+    """
     streams = draws if isinstance(draws, dict) else {"simulated": draws}
     observed = data if isinstance(data, dict) else dict.fromkeys(streams, data)
     figure, axes = _grid(len(streams), width=5.2 if len(streams) > 1 else 8.0, height=3.4, columns=2)
@@ -78,15 +82,22 @@ def predictive_figure(draws: Any, data: Any) -> Figure:
             axis.set_yticks([])
         else:
             x = x.reshape(len(x), x.shape[1], -1)[:, :, 0]
-            time = np.arange(1, x.shape[1] + 1)
+            time = np.arange(1, x.shape[1] + 1) if dates is None else np.asarray(dates[: x.shape[1]])
             for level, alpha in ((0.9, 0.22), (0.5, 0.38)):
                 low, high = np.nanquantile(x, [(1 - level) / 2, (1 + level) / 2], axis=0)
                 axis.fill_between(time, low, high, color=BLUE, alpha=alpha, lw=0, label=f"{level:.0%} of simulations")
             axis.plot(time, np.nanmedian(x, axis=0), color=BLUE, lw=1.4, label="median")
             if y is not None:
                 series = y.reshape(len(y), -1)[:, 0]
-                axis.plot(time, series, "o", ms=4, color=INK, label="data")
-            axis.set_xlabel("time", fontsize=8)
+                axis.plot(time, series, "o", ms=4 if len(series) < 40 else 2, color=INK, label="data")
+            if fitted is not None and fitted < len(time):
+                axis.axvline(time[fitted], color=RED, lw=1)
+            if dates is not None:
+                locator = AutoDateLocator()
+                axis.xaxis.set_major_locator(locator)
+                axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+            else:
+                axis.set_xlabel("time", fontsize=8)
         axis.legend(fontsize=7.5, frameon=False)
     return figure
 

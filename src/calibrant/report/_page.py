@@ -60,11 +60,13 @@ def write_report(
     config: str = "",
     about: Mapping[str, Mapping[str, str]] | None = None,
     truth: Mapping[str, float] | None = None,
+    forecast: Problem | None = None,
 ) -> Path:
     """Write `report.html`.
 
     **Arguments:** `about`, name -> `{"units": ..., "description": ...}` beyond what the model says itself; `truth`,
-    scalar name -> value, for synthetic data; `config`, the text of the configuration.
+    scalar name -> value, for synthetic data; `config`, the text of the configuration; `forecast`, a problem like the
+    first that goes on to days that were not fitted.
     """
     described = {
         name: {"units": info.units, "description": info.description}
@@ -72,11 +74,12 @@ def write_report(
     }
     described |= {name: dict(x) for name, x in (about or {}).items() if x.get("units") or x.get("description")}
     units = {name: x["units"] for name, x in described.items()}
+    draws = predictive(problem, calibration.posterior)
     figures = [
         (
             "Does it fit?",
             "Data simulated at draws of the posterior, with observation noise where the loss is a likelihood.",
-            _png(predictive_figure(predictive(problem, calibration.posterior), problem.data)),
+            _png(predictive_figure(draws, problem.data, problem.model.dates)),
         ),
         (
             "What was learnt?",
@@ -90,6 +93,12 @@ def write_report(
             _png(history_figure(calibration)),
         ),
     ]
+    if forecast is not None:
+        names = list(forecast.data)
+        ahead = {name: x for name, x in predictive(forecast, calibration.posterior).items() if name in names}
+        text = "The same draws, carried on beyond the last day that was fitted (line), against what then happened."
+        figure = predictive_figure(ahead, forecast.data, forecast.model.dates, fitted=problem.steps)
+        figures.insert(1, ("Does it forecast?", text, _png(figure)))
     if calibration.failures:
         text = f"{calibration.n_failed} simulations were not finite and were masked. This is where they were."
         figures.append(("What failed?", text, _png(failures_figure(calibration))))

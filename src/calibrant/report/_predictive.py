@@ -11,8 +11,10 @@ from calibrant._randomness import seeds
 from calibrant._simulate import simulate
 from calibrant.posteriors import Posterior
 
+_AT_ONCE = 20
 
-def predictive(problem: Problem, posterior: Posterior, *, draws: int = 400, seed: int = 0) -> Any:
+
+def predictive(problem: Problem, posterior: Posterior, *, draws: int = 200, seed: int = 0) -> Any:
     """Simulated data at draws of the posterior, with the observation noise of the loss if it is a likelihood.
 
     **Returns:** like the model's outputs, NumPy arrays with a leading axis of draws.
@@ -30,4 +32,5 @@ def _predict(problem: Problem, posterior: Posterior, draws: int, seed: int) -> A
         out = simulate(problem.model, params, seed=words, steps=problem.steps, inputs=problem.inputs).outputs
         return problem.loss.observe(key, out, values)
 
-    return jax.vmap(one)(values, seeds(seed, draws, stream=7), jax.random.split(noise, draws))
+    inputs = values, seeds(seed, draws, stream=7), jax.random.split(noise, draws)
+    return jax.lax.map(lambda x: one(*x), inputs, batch_size=_AT_ONCE)  # large models must fit in memory

@@ -163,6 +163,8 @@ class World:
                     for name in ("area_names", "borough_names")
                 }
                 about = {k[6:]: str(v) for k, v in file.attrs.items() if k.startswith("about_")}
+        except FileNotFoundError:
+            raise WorldError(f"There is no file {path}.") from None
         except (OSError, KeyError) as error:
             raise WorldError(f"{path} cannot be read as a world ({error}).") from error
         return cls(**arrays, **names, about=about)

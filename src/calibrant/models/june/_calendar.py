@@ -71,17 +71,23 @@ class Calendar:
     """Days from `start` on, and what happens on them.
 
     **Arguments:** `start`, the first date; `days`; `policies`; `import_days`, over how many first days imported
-    infections are spread evenly.
+    infections are spread evenly; `factors`, names of the free contact factors in the order of `log_contact`, by default
+    those of the policies as they come.
 
-    **Raises:** `ValueError` for a calendar without days.
+    **Raises:** `ValueError` for a calendar without days, and for a policy with a factor that is not among `factors`.
     """
 
     start: Date
     days: int
     policies: Sequence[Policy] = ()
     import_days: int = 1
+    factors: tuple[str, ...] | None = None
 
     def __post_init__(self):
+        unknown = [f for f in self._used_factors if self.factors is not None and f not in self.factors]
+        if unknown:
+            known = ", ".join(self.factors or ()) or "none"
+            raise ValueError(f"a policy has the free factor '{unknown[0]}', which is not among those known: {known}.")
         if self.days < 1 or not 1 <= self.import_days <= self.days:
             raise ValueError(
                 f"A calendar has at least one day, and imports on 1 to all of them; got {self.days} days with imports "
@@ -95,6 +101,10 @@ class Calendar:
     @property
     def free_factors(self) -> tuple[str, ...]:
         """Names of the free contact factors, in the order of `log_contact`."""
+        return self._used_factors if self.factors is None else self.factors
+
+    @property
+    def _used_factors(self) -> tuple[str, ...]:
         names = [p.factor for p in self.policies if isinstance(p.factor, str)]
         return tuple(dict.fromkeys(names))
 

@@ -12,6 +12,7 @@ main activity, so companies, schools, universities and care home staff share one
 summed once by (area, age, sex) and combined over activities and neighbouring areas in a table that small.
 """
 
+import datetime
 from typing import Any
 
 import equinox as eqx
@@ -119,6 +120,7 @@ class June(AbstractModel):
     sampled: bool = eqx.field(static=True)
     detail: bool = eqx.field(static=True)
     free_factors: tuple[str, ...] = eqx.field(static=True)
+    start: datetime.date = eqx.field(static=True)
 
     Params = JuneParams
 
@@ -193,6 +195,7 @@ class June(AbstractModel):
         self.sampled = sampled
         self.detail = detail
         self.free_factors = calendar.free_factors
+        self.start = calendar.start
 
     @property
     def n_people(self) -> int:
@@ -205,6 +208,10 @@ class June(AbstractModel):
     @property
     def default_inputs(self):
         return self.inputs
+
+    @property
+    def dates(self):
+        return [self.start + datetime.timedelta(days=i) for i in range(self.inputs.day.shape[0])]
 
     @property
     def default_params(self):
