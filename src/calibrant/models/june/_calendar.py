@@ -49,7 +49,7 @@ class Policy:
     start: Date
     end: Date | None = None
     venues: tuple[str, ...] = ()
-    factor: "float | str" = 1.0
+    factor: "int | float | str" = 1.0
     isolation: bool = False
     name: str = ""
 

@@ -1,0 +1,115 @@
+"""Observations: dates, gaps, periods, and mistakes told in one sentence."""
+
+import datetime as dt
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from calibrant import losses
+from calibrant.data import DataError, read_series
+from calibrant.models.june import june_from_options
+
+DATES = [dt.date(2020, 3, 1) + dt.timedelta(days=i) for i in range(5)]
+
+
+def _file(tmp_path, text):
+    path = tmp_path / "series.csv"
+    path.write_text(text)
+    return path
+
+
+def test_series_are_matched_by_date(tmp_path):
+    path = _file(tmp_path, "date,deaths,beds\n2020-03-03,4,\n2020-02-28,9,1\n2020-03-02,3,7\n2020-03-09,1,1\n")
+    out = read_series(path, {"deaths": "deaths", "occupied": "beds"}, DATES)
+    np.testing.assert_array_equal(out["deaths"], [np.nan, 3, 4, np.nan, np.nan])
+    np.testing.assert_array_equal(out["occupied"], [np.nan, 7, np.nan, np.nan, np.nan])
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("date,x\n2020-03-01,1\n", "no column 'deaths'; it has date, x"),
+        ("date,deaths\n01/03/2020,1\n", "line 2: '01/03/2020' is no date"),
+        ("date,deaths\n2020-03-01,1\n2020-03-01,1\n", "line 3: 2020-03-01 is there twice"),
+        ("date,deaths\n2020-03-01,-1\n", "negative count -1"),
+        ("date,deaths\n2020-03-01,many\n", "'many' in column 'deaths' is no number"),
+        ("date,deaths\n2020-03-01,inf\n", "not finite"),
+        ("date,deaths\n2019-01-01,3\n2019-01-02,3\n", "no value from 2020-03-01 to 2020-03-05; .* 2019-01-01 to 2019"),
+        ("date,deaths\n2020-03-01,\n", "no value from"),
+        ("", "no column 'date'"),
+    ],
+)
+def test_files_that_do_not_serve_are_refused(tmp_path, text, match):
+    with pytest.raises(DataError, match=match):
+        read_series(_file(tmp_path, text), {"deaths": "deaths"}, DATES)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        read_series(tmp_path / "none.csv", {"deaths": "deaths"}, DATES)
+
+
+def test_losses_of_weeks():
+    simulations = jnp.arange(32.0).reshape(2, 16)
+    data = jnp.ones(16).at[3].set(jnp.nan)  # spoils the first week; two more days are no week
+    loss = losses.Periods(losses.MeanSquaredError(), 7)
+    weeks = np.asarray(simulations[:, :14]).reshape(2, 2, 7).sum(2)
+    np.testing.assert_allclose(loss(simulations, data, {}), np.mean((weeks[:, 1] - 7) ** 2))
+    assert losses.Periods(losses.PoissonLogLikelihood(), 2).per_simulation
+    named = losses.Periods(losses.NegativeBinomialLogLikelihood("k"), 2)
+    assert named.parameters == ("k",)
+    with pytest.raises(ValueError, match="at least so many"):
+        losses.Periods(losses.MeanSquaredError(), 20)(simulations, data, {})
+    with pytest.raises(ValueError, match="at least 1"):
+        losses.Periods(losses.MeanSquaredError(), 0)
+
+
+def test_noise_of_weeks_keeps_their_sums():
+    import jax
+
+    loss = losses.Periods(losses.NegativeBinomialLogLikelihood(5.0), 7)
+    x = jnp.linspace(10, 50, 16)
+    keys = jax.random.split(jax.random.key(0), 4000)
+    drawn = np.asarray(jax.vmap(lambda key: loss.observe(key, x, {}))(keys))
+    assert drawn.shape == (4000, 16)
+    weeks = np.asarray(x[:14]).reshape(2, 7).sum(1)
+    sums = drawn[:, :14].reshape(-1, 2, 7).sum(2)
+    np.testing.assert_allclose(sums.mean(0), weeks, rtol=0.04)
+    np.testing.assert_allclose(sums.var(0), weeks + weeks**2 / 5, rtol=0.15)
+    np.testing.assert_array_equal(drawn[:, 14:], np.broadcast_to(np.asarray(x[14:]), (4000, 2)))
+
+
+def test_june_from_the_options_of_a_configuration(tmp_path):
+    policies = [
+        {"start": "2020-03-05", "venues": ["all"], "factor": "distance", "every": 7},
+        {"start": dt.date(2020, 3, 3), "end": dt.date(2020, 3, 4), "venues": ["pub"], "factor": 0},
+    ]
+    model = june_from_options(size=300, start="2020-03-01", days=20, policies=policies)
+    assert model.free_factors == ("distance 0", "distance 1", "distance 2")
+    assert model.default_params.log_contact.shape == (3,)
+    assert model.dates[0] == dt.date(2020, 3, 1)
+    assert len(model.dates) == 20
+    assert float(june_from_options(scale=0.0001, days=2).people_per_agent) == pytest.approx(10_000)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"size": 300, "scale": 0.1}, "only one of"),
+        ({"scale": 2.0}, "from 0 to 1"),
+        ({"size": 300, "atlas": "x.csv"}, "needed together"),
+        ({"size": 300, "start": "March"}, "start is a date"),
+        ({"size": 300, "policies": [{"venues": ["pub"]}]}, "the start of a policy is a date"),
+        ({"size": 300, "policies": [{"start": "2020-03-05", "where": "pub"}]}, "not 'where'"),
+        ({"size": 300, "policies": [{"start": "2020-03-05", "venues": ["pub"], "every": 7}]}, "free factor"),
+        ({"world": "none.h5"}, "no file"),
+        (
+            {"size": 300, "factors": ["a"], "policies": [{"start": "2020-03-05", "venues": ["pub"], "factor": "b"}]},
+            "'b', which is not among",
+        ),
+    ],
+)
+def test_bad_options_are_refused(options, match):
+    with pytest.raises(ValueError, match=match):
+        june_from_options(**options)
