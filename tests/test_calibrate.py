@@ -12,7 +12,7 @@ import pytest
 import toys
 
 import calibrant as cal
-from calibrant._calibration import load_arrays
+from calibrant._files import load_arrays
 
 
 def drift_problem(loss=None):

@@ -97,7 +97,7 @@ class SlidingHorizon(AbstractHorizon):
     def advance(self, push, direct, both, layers, t):
         del both, t
         newest = direct()
-        if self.length == 0:
+        if self.length == 0 or not jax.tree.leaves(newest):  # nothing of the state has a tangent
             return jax.tree.map(lambda d: d[None], newest)
         older = jax.vmap(push)(jax.tree.map(lambda a: a[:-1], layers))
         return jax.tree.map(lambda d, o: jnp.concatenate([d[None], o]), newest, older)
