@@ -44,7 +44,7 @@ def compiled(function: Any, *arguments: Any) -> tuple[Any, int]:
     """A compiled function and what memory the compiler says it needs, in bytes."""
     arrays, rest = eqx.partition(arguments, eqx.is_array)
     made = jax.jit(lambda arrays: function(*eqx.combine(arrays, rest))).lower(arrays).compile()
-    m = made.memory_analysis()
+    m: Any = made.memory_analysis()
     size = m.temp_size_in_bytes + m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
     return lambda: made(arrays), size
 

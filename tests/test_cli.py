@@ -1,6 +1,7 @@
 """The command line, in process: what it writes, and how mistakes end."""
 
 import csv
+import datetime as dt
 import json
 
 import numpy as np
@@ -114,10 +115,16 @@ def test_init_models_simulate(here, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", bundled_configs())
 def test_bundled_configurations_build(name, here):
-    problem, prior, method = parse_config(bundled_configs()[name], name).build(here)
+    rows = "".join(f"{dt.date(2020, 3, 1) + dt.timedelta(days=i)},{i},{2 * i}\n" for i in range(200))
+    (here / "london_daily_2020.csv").write_text("date,deaths_28day_positive_test,hospital_admissions\n" + rows)
+    config = parse_config(bundled_configs()[name], name)
+    if name == "june-london":
+        config.model.options["scale"] = 0.0005
+    problem, prior, method = config.build(here)
     assert isinstance(method, cal.GVI)
     assert prior.dim >= 4
-    assert problem.steps in (56, 97)
+    assert problem.steps == {"brock-hommes": 97, "june-town": 50, "june-london": 142}.get(name, 56)
+    assert (config.forecast(problem, here) is not None) == (name == "june-london")
 
 
 BAD = {
@@ -151,6 +158,37 @@ BAD = {
         SMALL.format(data="synthetic = { seed = 1 }") + "temperature = 0.5\n",
         "temperature",
     ),
+    "infinite weight": (SMALL.replace("0.01", "inf").format(data="synthetic = { seed = 1 }"), "weight"),
+    "negative counts": (SMALL.format(data='file = "d.csv"\ncolumns = { infected = "minus" }'), "at least 0"),
+    "vector value": (
+        SMALL.format(data="synthetic = { seed = 1 }") + "\n[parameters.beta]\nvalue = [1.0, 2.0]\n",
+        "shape",
+    ),
+    "weights": (SMALL.format(data="synthetic = { seed = 1 }") + "\n[loss.weights]\ninfected = -1\n", "loss.weights"),
+    "two kinds of loss": (
+        SMALL.format(data="synthetic = { seed = 1 }") + '\n[loss.streams.infected]\nname = "poisson"\n',
+        "either a name or streams",
+    ),
+    "abstract distribution": (
+        SMALL.format(data="synthetic = { seed = 1 }")
+        + '\n[parameters.beta]\nprior = { distribution = "Distribution" }\n',
+        "Distribution cannot be made",
+    ),
+    "no width": (
+        SMALL.format(data="synthetic = { seed = 1 }")
+        + '\n[parameters.beta]\nprior = { distribution = "Delta", v = 1 }\n',
+        "Delta has no width",
+    ),
+    "table for a number": (
+        SMALL.format(data="synthetic = { seed = 1 }")
+        + '\n[parameters.beta]\nprior = { distribution = "Normal", loc = { a = 1 } }\n',
+        "Normal cannot be made",
+    ),
+    "infinite horizon": (SMALL.format(data="synthetic = { seed = 1 }") + "horizon = { sliding = inf }\n", "sliding"),
+    "dates without a calendar": (
+        SMALL.format(data='file = "d.csv"\ncolumns = { infected = "x" }\ndate_column = "x"'),
+        "no calendar",
+    ),
     "horizon": (SMALL.format(data="synthetic = { seed = 1 }") + "horizon = { sliding = 1.5 }\n", "whole number"),
 }
 
@@ -158,7 +196,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_mistakes_end_in_one_sentence(name, here, monkeypatch, capsys):
     text, expected = BAD[name]
-    (here / "d.csv").write_text("x,text\n1,hello\n2,3\n")
+    (here / "d.csv").write_text("x,text,minus\n1,hello,-1\n2,3,4\n")
     (here / "c.toml").write_text(text)
     code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet")
     assert code == 2
@@ -166,7 +204,7 @@ def test_mistakes_end_in_one_sentence(name, here, monkeypatch, capsys):
     assert err.startswith("calibrant: ")
     assert err.count("\n") == 1
     assert "Traceback" not in err
-    assert not (here / "runs").exists() or not list((here / "runs").iterdir())
+    assert not (here / "runs").exists()
 
 
 @pytest.mark.parametrize(
@@ -185,6 +223,96 @@ def test_other_mistakes(arguments, here, monkeypatch, capsys):
     assert code == 2
     assert "Traceback" not in err
     assert err.strip()
+
+
+def test_priors_that_numpyro_makes_by_functions(here):
+    text = SMALL.format(data="synthetic = { seed = 1 }") + (
+        '\n[parameters.beta]\nprior = { distribution = "TruncatedNormal", loc = 0.5, scale = 0.2, low = 0.0 }\n'
+    )
+    _, prior, _ = parse_config(text, "c.toml").build(here)
+    assert "beta" in prior.names
+
+
+def test_worlds_on_the_command_line(here, monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "world", "build", "town.h5", "--size", "1e3", "--seed", "2")
+    assert code == 0
+    assert "1,000 people" in out
+    code, out, _ = run(monkeypatch, capsys, "world", "info", "town.h5", "--picture", "town.png")
+    assert code == 0
+    assert "mean household" in out
+    assert (here / "town.png").read_bytes()[:4] == b"\x89PNG"
+    for arguments, expected in (
+        (("build", "town.h5"), "exists"),
+        (("build", "small.h5", "--size", "10"), "at least 100"),
+        (("info", "none.h5"), "no file"),
+        (("import", "town.h5", "other.h5"), "no world file of JUNE"),
+        (("build", "x.h5", "--atlas", "a.csv"), "together"),
+    ):
+        code, _, err = run(monkeypatch, capsys, "world", *arguments)
+        assert code == 2
+        assert expected in err
+        assert "Traceback" not in err
+    assert sorted(p.name for p in here.iterdir()) == ["town.h5", "town.png"]
+
+
+JUNE = """
+[model]
+name = "june"
+[model.options]
+size = 300
+start = 2020-03-01
+days = 12
+[[model.options.policies]]
+start = 2020-03-05
+venues = ["all"]
+factor = "distance"
+[data]
+file = "d.csv"
+date_column = "date"
+columns = { infections = "cases" }
+until = 2020-03-09
+[loss]
+name = "log-mean-squared-error"
+[parameters.log_seed]
+prior = { distribution = "Normal", loc = -1.5, scale = 0.2 }
+[parameters.log_contact]
+prior = { distribution = "Normal", loc = [-1.0], scale = [0.5] }
+[method]
+max_updates = 2
+kl_samples = 20
+mode = "hybrid"
+horizon = { sliding = 0 }
+evaluate_every = 2
+evaluation_simulations = 3
+"""
+
+
+def test_june_is_fitted_forecast_and_asked_what_if(here, monkeypatch, capsys):
+    rows = "".join(f"2020-03-{day:02d},{day}\n" for day in range(1, 13))
+    (here / "d.csv").write_text("date,cases\n" + rows)
+    (here / "c.toml").write_text(JUNE)
+    code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet", "--size", "400")
+    assert code == 0, err
+    assert "Does it forecast?" in (here / "runs/c/report.html").read_text()
+    (here / "none.toml").write_text('[[policies]]\nstart = 2020-03-10\nvenues = ["all"]\nfactor = "distance"\n')
+    code, _, err = run(monkeypatch, capsys, "simulate", "runs/c", "--policy", "none.toml", "--draws", "8")
+    assert code == 0, err
+    table = list(csv.DictReader((here / "runs/c/policy.csv").read_text().splitlines()))
+    infections = [row for row in table if row["stream"] == "cumulative_infections"]
+    assert [row["date"] for row in infections][:2] == ["2020-03-01", "2020-03-02"]
+    before = infections[3]  # the calendars and the random numbers are the same until March 5
+    assert before["as it was 50%"] == before["otherwise 50%"]
+    assert before["difference 95%"] == "0"
+    assert (here / "runs/c/policy.png").is_file()
+    for text, expected in (
+        ('[[policies]]\nstart = 2020-03-10\nvenues = ["all"]\nfactor = "other"\n', "'other'"),
+        ("x = 1\n", "holds [[policies]]"),
+        ("[[", "cannot be read"),
+    ):
+        (here / "bad.toml").write_text(text)
+        code, _, err = run(monkeypatch, capsys, "simulate", "runs/c", "--policy", "bad.toml")
+        assert code == 2
+        assert expected in err
 
 
 def test_a_directory_that_is_no_run_is_left_alone(here, monkeypatch, capsys):

@@ -8,9 +8,10 @@ import inspect
 import sys
 import tomllib
 import warnings
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -65,7 +66,7 @@ _LOSSES = {
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(_Strict):
@@ -144,6 +145,29 @@ _PASSED_ON = (
 )
 
 
+class LossConfig(BaseModel):
+    """`name` of a loss and its arguments; or `streams`, one such table an output, with `weights`; `marginal`."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    name: str | None = None
+    streams: dict[str, dict[str, Any]] | None = None
+    weights: dict[str, Annotated[float, Field(ge=0)]] = {}
+    marginal: bool = False
+    every: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self):
+        if (self.name is None) == (self.streams is None):
+            raise ValueError("give either a name or streams")
+        return self
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Name and arguments of the one loss."""
+        return {"name": self.name, "every": self.every, **(self.model_extra or {})}
+
+
 class MethodConfig(_Strict):
     """Arguments of `GVI`, by name."""
 
@@ -197,7 +221,7 @@ class MethodConfig(_Strict):
         ((kind, length),) = self.horizon.items()
         if kind == "geometric":
             return GeometricHorizon(length, keep=keep)
-        if length != int(length):
+        if length != round(length):
             raise ConfigError(f"method.horizon: {kind} takes a whole number, got {length}.")
         return SlidingHorizon(int(length), keep=keep) if kind == "sliding" else BlockHorizon(int(length), keep=keep)
 
@@ -207,7 +231,7 @@ class Config(_Strict):
 
     model: ModelConfig
     data: DataConfig
-    loss: dict[str, Any]
+    loss: LossConfig
     parameters: dict[str, ParameterConfig] = {}
     method: MethodConfig = MethodConfig()
 
@@ -219,9 +243,12 @@ class Config(_Strict):
         model = build_model(self.model.name, self.model.options, directory)
         fixed = {name: p.value for name, p in self.parameters.items() if p.value is not None}
         described = model.Params.describe()
-        for name in fixed:
+        for name, value in fixed.items():
             if name not in described:
                 raise ConfigError(f"parameters.{name}: the model has only {', '.join(described)}.")
+            shape = np.shape(getattr(model.default_params, name))
+            if np.shape(value) != shape:
+                raise ConfigError(f"parameters.{name}: it has shape {shape}, and the value {np.shape(value)}.")
         try:
             params = model.default_params.replace(fixed)
             data = self._data(model, params, directory)
@@ -345,48 +372,55 @@ def _import(name: str, directory: Path) -> Any:
         sys.path.remove(str(directory))
 
 
+def _distribution(kind: Any) -> "Callable[..., dist.Distribution] | None":
+    """What numpyro calls so: a class, or a function that makes one (TruncatedNormal)."""
+    made = getattr(dist, kind, None) if isinstance(kind, str) and kind[:1].isupper() else None
+    return made if callable(made) else None  # pyright: ignore[reportReturnType]
+
+
 def _build_prior(name: str, given: dict[str, Any]) -> dist.Distribution:
     given = dict(given)
     kind = given.pop("distribution", None)
-    make = getattr(dist, kind, None) if isinstance(kind, str) else None
-    if not (inspect.isclass(make) and issubclass(make, dist.Distribution)):
+    make = _distribution(kind)
+    if make is None:
         raise ConfigError(f"parameters.{name}.prior: `distribution` must name a numpyro distribution, got {kind!r}.")
-    numbers = {
-        k: v if k == "num_steps" else float(v) if isinstance(v, (int, float)) else np.asarray(v, float)
-        for k, v in given.items()
-    }
     try:
+        numbers = {
+            k: v if k == "num_steps" else float(v) if isinstance(v, (int, float)) else np.asarray(v, float)
+            for k, v in given.items()
+        }
         prior = make(**numbers, validate_args=True)
         with warnings.catch_warnings():  # numpyro warns of what is refused below
             warnings.simplefilter("ignore")
             density = prior.log_prob(prior.sample(jax.random.key(0), (8,)))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"parameters.{name}.prior: {kind} cannot be made from {given} ({error}).") from error
+    except (TypeError, ValueError, NotImplementedError, AttributeError) as error:
+        why = str(error) or "it is no distribution by itself"
+        raise ConfigError(f"parameters.{name}.prior: {kind} cannot be made from {given} ({why}).") from error
+    if isinstance(prior, dist.Delta):
+        raise ConfigError(f"parameters.{name}.prior: Delta has no width; give `value` instead of `prior`.")
     if not np.all(np.isfinite(density)):
         raise ConfigError(f"parameters.{name}.prior: {kind} cannot be made from {given}, it has no finite density.")
     return prior
 
 
-def _build_loss(given: dict[str, Any], data: Any) -> losses.AbstractLoss:
-    given = dict(given)
-    marginal = given.pop("marginal", False)
-    streams = given.pop("streams", None)
-    weights = given.pop("weights", {})
-    if streams is not None:
-        if "name" in given:
-            raise ConfigError("loss: give either a name or streams, not both.")
+def _build_loss(given: LossConfig, data: Any) -> losses.AbstractLoss:
+    if given.streams is not None:
+        if given.model_extra or given.every is not None:
+            unknown = next(iter(given.model_extra or ["every"]))
+            raise ConfigError(f"loss: '{unknown}' belongs to one loss; write it in a table of loss.streams.")
         if not isinstance(data, dict):
             raise ConfigError("loss.streams: the data have no named streams.")
-        missing = [name for name in streams if name not in data]
+        missing = [name for name in given.streams if name not in data]
         if missing:
             raise ConfigError(f"loss.streams.{missing[0]}: the data have only {', '.join(data)}.")
-        built = {name: _one_loss(f"loss.streams.{name}", each, data[name]) for name, each in streams.items()}
-        loss: losses.AbstractLoss = losses.Streams(built, weights)
+        built = {name: _one_loss(f"loss.streams.{name}", each, data[name]) for name, each in given.streams.items()}
+        loss: losses.AbstractLoss = losses.Streams(built, given.weights)
     elif isinstance(data, dict):
-        loss = losses.Streams({name: _one_loss("loss", given, each) for name, each in data.items()}, weights)
+        each = {name: _one_loss("loss", given.arguments, x) for name, x in data.items()}
+        loss = losses.Streams(each, given.weights)
     else:
-        loss = _one_loss("loss", given, data)
-    return losses.MarginalLikelihood(loss) if marginal else loss
+        loss = _one_loss("loss", given.arguments, data)
+    return losses.MarginalLikelihood(loss) if given.marginal else loss
 
 
 def _one_loss(where: str, given: dict[str, Any], data: Any) -> losses.AbstractLoss:
@@ -487,4 +521,7 @@ def parse_config(text: str, where: str) -> Config:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(x) for x in first["loc"]) or "config"
-        raise ConfigError(f"{where}: {field}: {first['msg']}.") from error
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = "there is no such field; `calibrant init` writes a configuration with all of them"
+        raise ConfigError(f"{where}: {field}: {message}.") from error

@@ -58,6 +58,7 @@ class Problem(eqx.Module):
                 raise ValueError(f"{where} holds an infinite number; a value that was not observed is NaN.")
             if not bool(jnp.any(jnp.isfinite(leaf))):
                 raise ValueError(f"{where} holds no observed value.")
+        self.loss.check(self.data)
         clash = set(self.loss.parameters) & set(self.parameter_names)
         if clash:
             raise ValueError(f"The loss and the model both have a parameter {sorted(clash)}; rename the loss's.")

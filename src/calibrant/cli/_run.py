@@ -28,18 +28,16 @@ def refuse_existing(out: Path, overwrite: bool) -> None:
             raise ConfigError(f"{out} exists and is no run directory; choose another --out.")
         if not overwrite:
             raise ConfigError(f"{out} exists; choose another --out, or pass --overwrite.")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{out.parent} cannot be made ({error}).") from error
-    if not os.access(out.parent, os.W_OK):
-        raise ConfigError(f"{out.parent} cannot be written to.")
+    nearest = next(folder for folder in out.absolute().parents if folder.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise ConfigError(f"{out} cannot be written: {nearest} is no directory that you may write to.")
 
 
 def write_run(
     out: Path, name: str, config: Config, text: str, directory: Path, problem: Problem, calibration: Calibration
 ) -> Path:
     """Write a run directory beside its place and move it there once it is whole. Returns the report's path."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part"))
     try:
         manifest = {"config": json.loads(config.model_dump_json()), "config_directory": str(directory), "name": name}

@@ -32,6 +32,10 @@ class AbstractLoss(eqx.Module):
     def __call__(self, simulations: Any, data: Any, params: Mapping[str, Array]) -> Float[Array, ""]:
         """The loss, a scalar; for a per-simulation loss the mean over replicates."""
 
+    def check(self, data: Any) -> None:
+        """Refuse, with a `ValueError`, data that have no loss whatever is simulated, such as negative counts."""
+        del data
+
     @property
     def parameters(self) -> tuple[str, ...]:
         """Names of the loss's own parameters, such as a dispersion."""
@@ -111,6 +115,26 @@ def _one_array(tree: PyTree, name: str, what: str) -> Array:
             "use losses.Streams({...}) to give each stream its own loss."
         )
     return jnp.asarray(leaves[0])
+
+
+def refuse_below(data: Any, bound: float, name: str) -> None:
+    """Refuse data below a bound.
+
+    **Raises:** `ValueError`.
+    """
+    for leaf in jax.tree.leaves(data):
+        lowest = float(jnp.nanmin(jnp.asarray(leaf, dtype=float), initial=jnp.inf))
+        if lowest < bound:
+            raise ValueError(f"{name} is for data of at least {bound:g}, but one value is {lowest:g}.")
+
+
+def require_positive(value: Any, what: str) -> None:
+    """Refuse a number that is not positive; names of parameters and arrays pass.
+
+    **Raises:** `ValueError`.
+    """
+    if isinstance(value, (int, float)) and not value > 0:
+        raise ValueError(f"{what} is a positive number or the name of a parameter, got {value}.")
 
 
 def masked_mean(x: Array, seen: Array) -> Array:

@@ -3,7 +3,14 @@
 import equinox as eqx
 import jax.numpy as jnp
 
-from calibrant.losses._base import AbstractLoss, AbstractPerSimulationLoss, masked_mean, matched
+from calibrant.losses._base import (
+    AbstractLoss,
+    AbstractPerSimulationLoss,
+    masked_mean,
+    matched,
+    refuse_below,
+    require_positive,
+)
 
 
 class MeanSquaredError(AbstractPerSimulationLoss):
@@ -20,6 +27,12 @@ class LogMeanSquaredError(AbstractPerSimulationLoss):
     """`mean((log10(x + offset) - log10(y + offset))^2)`, the loss of the JUNE experiments of arXiv 2307.01085."""
 
     offset: float = 1.0
+
+    def __check_init__(self):
+        require_positive(self.offset, "The offset of LogMeanSquaredError")
+
+    def check(self, data):
+        refuse_below(data, 0.0, "LogMeanSquaredError")
 
     def one(self, simulation, data, params):
         x, y, seen = matched(simulation, data, "LogMeanSquaredError")

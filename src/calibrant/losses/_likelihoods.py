@@ -14,7 +14,14 @@ import jax.numpy as jnp
 from jax.scipy.special import gammaln
 from jaxtyping import Array
 
-from calibrant.losses._base import AbstractLoss, AbstractPerSimulationLoss, masked_sum, matched
+from calibrant.losses._base import (
+    AbstractLoss,
+    AbstractPerSimulationLoss,
+    masked_sum,
+    matched,
+    refuse_below,
+    require_positive,
+)
 
 
 def _value(given: "float | str | Array", params: Mapping[str, Array], dtype) -> Array:
@@ -29,6 +36,9 @@ class GaussianLogLikelihood(AbstractPerSimulationLoss):
     """`y ~ Normal(x, scale^2)`. `scale` is a number, an array, or the name of a parameter."""
 
     scale: "float | str | Array"
+
+    def __check_init__(self):
+        require_positive(self.scale, "The scale of GaussianLogLikelihood")
 
     def one(self, simulation, data, params):
         x, y, seen = matched(simulation, data, "GaussianLogLikelihood")
@@ -52,6 +62,12 @@ class PoissonLogLikelihood(AbstractPerSimulationLoss):
 
     floor: float = 0.1
 
+    def __check_init__(self):
+        require_positive(self.floor, "The floor of PoissonLogLikelihood")
+
+    def check(self, data):
+        refuse_below(data, 0.0, "PoissonLogLikelihood")
+
     def one(self, simulation, data, params):
         x, y, seen = matched(simulation, data, "PoissonLogLikelihood")
         rate = jnp.maximum(x, self.floor)
@@ -69,6 +85,13 @@ class NegativeBinomialLogLikelihood(AbstractPerSimulationLoss):
 
     concentration: "float | str | Array"
     floor: float = 0.1
+
+    def __check_init__(self):
+        require_positive(self.concentration, "The concentration of NegativeBinomialLogLikelihood")
+        require_positive(self.floor, "The floor of NegativeBinomialLogLikelihood")
+
+    def check(self, data):
+        refuse_below(data, 0.0, "NegativeBinomialLogLikelihood")
 
     def one(self, simulation, data, params):
         x, y, seen = matched(simulation, data, "NegativeBinomialLogLikelihood")
@@ -118,6 +141,9 @@ class MarginalLikelihood(AbstractLoss):
         each = jax.vmap(lambda x: self.loss(jax.tree.map(lambda leaf: leaf[None], x), data, params))(simulations)
         return -(jax.scipy.special.logsumexp(-each) - jnp.log(each.shape[0]).astype(each.dtype))
 
+    def check(self, data):
+        self.loss.check(data)
+
     def observe(self, key, simulation, params):
         return self.loss.observe(key, simulation, params)
 
@@ -157,6 +183,14 @@ class Streams(AbstractLoss):
             for name, loss in self.losses.items()
         ]
         return sum(terms[1:], terms[0])
+
+    def check(self, data):
+        for name, loss in self.losses.items():
+            if isinstance(data, Mapping) and name in data:
+                try:
+                    loss.check(data[name])
+                except ValueError as error:
+                    raise ValueError(f"'{name}': {error}") from error
 
     def observe(self, key, simulation, params):
         keys = jax.random.split(key, len(self.losses))

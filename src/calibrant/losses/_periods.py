@@ -36,6 +36,9 @@ class Periods(AbstractLoss):
     def __call__(self, simulations, data, params):
         return self.loss(self._sums(simulations, 1), self._sums(data, 0), params)
 
+    def check(self, data):
+        self.loss.check(data)
+
     def observe(self, key, simulation, params):
         # Noise is of the sums; each time gets its share of the noise of its period.
         def share(x, noisy):
