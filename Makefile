@@ -19,6 +19,7 @@ check: $(STAMP)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	$(BIN)/mkdocs build --strict
 
 bench: $(STAMP)
@@ -30,7 +31,7 @@ slow: $(STAMP)
 # The constraints pin what was tested.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,check,docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,check]'
 	touch $(STAMP)
 
 clean:
