@@ -25,30 +25,6 @@ def test_contract(name):
         assert info.prior is None or np.all(np.isfinite(info.prior.log_prob(jnp.asarray(info.default))))
 
 
-def test_incidence_is_a_linear_operator_with_its_transpose(x64):
-    rng = np.random.default_rng(0)
-    networks = {
-        "irregular": Incidence(rng.integers(-1, 7, 40), 9),
-        "sorted": Incidence(np.sort(rng.integers(0, 7, 40)), 9),
-        "blocks": random_groups(41, 6, contiguous=True),
-        "one venue": Incidence(np.zeros(17, int)),
-        "alone": Incidence(np.arange(5)),
-    }
-    for name, network in networks.items():
-        x, y = (jnp.asarray(rng.normal(size=n)) for n in (network.n_agents, network.n_venues))
-        np.testing.assert_allclose(network.sum(x) @ y, x @ network.spread(y), rtol=1e-12, err_msg=name)
-        dense = np.zeros((network.n_venues, network.n_agents))
-        for agent, venue in enumerate(np.asarray(network.venue_of)):
-            if venue < network.n_venues:
-                dense[venue, agent] = 1
-        np.testing.assert_allclose(network.sum(x), dense @ x, atol=1e-12)
-        others = dense.T @ dense @ x - dense.sum(0) * x
-        np.testing.assert_allclose(network.sum_of_others(jnp.asarray(x)), others, atol=1e-12)
-        _, pull = jax.vjp(network.sum, jnp.asarray(x))
-        np.testing.assert_allclose(pull(jnp.asarray(y))[0], dense.T @ y, atol=1e-12)
-    assert np.all(np.asarray(networks["alone"].mean_of_others(jnp.ones(5))) == 0)
-
-
 def test_sir_final_size_against_the_closed_form():
     """One well-mixed group: the attack rate of a large outbreak solves z = 1 - s0 exp(-R0 (z + i0))."""
     n, r0, first = 20_000, 2.0, 200.0
