@@ -16,7 +16,16 @@ from typing import Annotated, Any, Literal
 import jax
 import numpy as np
 import numpyro.distributions as dist
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from calibrant import estimators, losses, posteriors
 from calibrant._autodiff import CheckpointedReverseMode, HybridMode, ReverseMode
@@ -189,6 +198,17 @@ class MethodConfig(_Strict):
     keep: list[str] = []
     posterior: Literal["masked-autoregressive", "coupling-spline", "full-rank-gaussian"] = "masked-autoregressive"
 
+    @field_validator("horizon", mode="before")
+    @classmethod
+    def _one_horizon(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) == 1:
+            ((kind, number),) = value.items()
+            if kind in ("sliding", "block", "geometric") and isinstance(number, (int, float)) and np.isfinite(number):
+                return value
+        if value != "full":
+            raise ValueError('give "full", { sliding = 3 }, { block = 10 } or { geometric = 0.9 }')
+        return value
+
     @model_validator(mode="after")
     def _temperature_is_used(self):
         if self.temperature is not None and self.estimator != "gumbel-softmax":
@@ -216,8 +236,6 @@ class MethodConfig(_Strict):
         keep = tuple(self.keep)
         if isinstance(self.horizon, str):
             return FullHorizon(keep=keep)
-        if len(self.horizon) != 1:
-            raise ConfigError("method.horizon: give one of sliding, block and geometric.")
         ((kind, length),) = self.horizon.items()
         if kind == "geometric":
             return GeometricHorizon(length, keep=keep)
