@@ -94,7 +94,9 @@ def _check_force(world, *, weekend=0.0, near=1, seed=0):
     rng = np.random.default_rng(seed)
     beta = {name: 0.2 + rng.random() for name in VENUES}
     x = rng.random(world.n_people) * (rng.random(world.n_people) < 0.6)
-    got = model._force({k: jnp.asarray(b) for k, b in beta.items()}, jnp.asarray(x), jnp.asarray(x), weekend)
+    intensity, everywhere = {k: jnp.asarray(b) for k, b in beta.items()}, jnp.asarray(x)
+    got = model._at_home_and_work(intensity, everywhere, everywhere)
+    got += model.cells.spread(model._leisure(intensity, model.cells.sum(everywhere), weekend))
     expected = force_by_hand(world, x, beta, weekend, worlds.nearest_areas(world.latitude, world.longitude, near))
     # Among the leisure of a few thousand, oneself is not left out; here, among a few, it is added to the definition.
     np.testing.assert_allclose(got, expected, rtol=1e-10)

@@ -247,11 +247,12 @@ class June(AbstractModel):
         isolated = (days >= course.onset) & (days < course.end)
         outside = x * (1 - inputs_t.isolation * jnp.where(isolated, state.isolates, 0))
 
-        force = self._force(beta, x, outside, inputs_t.weekend)
-        table = self._imports(params, inputs_t)
+        # Whatever is common to an area, age and sex is put together in that small table, and handed out once.
         susceptibility = params.susceptibility[tables.BAND_OF_GROUP]
         per_cell = jnp.broadcast_to(susceptibility, (self.n_areas, tables.N_GROUPS)).reshape(-1)
-        hazard = force * self.cells.spread(per_cell) + self.cells.spread(table)
+        leisure = self._leisure(beta, self.cells.sum(outside), inputs_t.weekend)
+        common = per_cell * leisure + self._imports(params, inputs_t)
+        hazard = self._at_home_and_work(beta, x, outside) * self.cells.spread(per_cell) + self.cells.spread(common)
         caught = rng.bernoulli(-jnp.expm1(-hazard), site="infection", where=1 - state.infected)
 
         # An infection that a parameter makes a little more likely makes its person a little infectious later, realised
@@ -275,8 +276,8 @@ class June(AbstractModel):
         factor = inputs_t.factor * jnp.exp(inputs_t.free @ params.log_contact)
         return {name: 10 ** getattr(params, f"log_beta_{name}") * factor[i] for i, name in enumerate(tables.VENUES)}
 
-    def _force(self, beta, x, outside, weekend):
-        """Force of infection on each person, a day, at susceptibility 1."""
+    def _at_home_and_work(self, beta, x, outside):
+        """Force of infection from residence and main activity on each person, a day, at susceptibility 1."""
         in_residence = self.residences.sum(x)
         in_activity = self.activities.sum(outside)
         # Care homes: residents and staff are members of one venue.
@@ -294,8 +295,7 @@ class June(AbstractModel):
             jnp.where(kind == 2, by_kind[2], by_kind[3]),
         )
         others = self.activities.spread(in_activity) - jnp.where(self.activity_contact > 0, outside, 0)
-        force = force + at_work * self.activity_contact * others
-        return force + self.cells.spread(self._leisure(beta, self.cells.sum(outside), weekend))
+        return force + at_work * self.activity_contact * others
 
     def _leisure(self, beta, infectious: Float[Array, " cells"], weekend) -> Float[Array, " cells"]:
         """Force from leisure by (area, group). Oneself is not left out: one in the thousands who share a venue."""
