@@ -216,6 +216,12 @@ def test_mistakes_end_in_one_sentence(name, here, monkeypatch, capsys):
         ("simulate", "sir", "--set", "beta"),
         ("simulate", "sir", "--set", "beta=x"),
         ("simulate", "sir", "--set", "betta=1"),
+        ("simulate", "sir", "--set", "beta=nan"),
+        ("simulate", "sir", "--out", "."),
+        ("calibrate", "june-london"),
+        ("calibrate", "june-town", "--size", "100", "--scale", "0.1"),
+        ("world", "build", "w.h5", "--size", "1e12"),
+        ("world", "build", "w.h5", "--size", "nan"),
     ],
 )
 def test_other_mistakes(arguments, here, monkeypatch, capsys):
@@ -313,6 +319,53 @@ def test_june_is_fitted_forecast_and_asked_what_if(here, monkeypatch, capsys):
         code, _, err = run(monkeypatch, capsys, "simulate", "runs/c", "--policy", "bad.toml")
         assert code == 2
         assert expected in err
+
+
+def test_a_result_survives_an_interrupted_report(here, monkeypatch, capsys):
+    import calibrant.cli._run as module
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    (here / "c.toml").write_text(SMALL.format(data="synthetic = { seed = 1 }"))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_report", interrupted)
+        code, _, _ = run(patch, capsys, "calibrate", "c.toml", "--quiet")
+    assert code != 0
+    assert {"posterior.nc", "flow.h5", "manifest.json", "config.toml"} <= {p.name for p in (here / "runs/c").iterdir()}
+    code, _, err = run(monkeypatch, capsys, "report", "runs/c")
+    assert code == 0, err
+    assert (here / "runs/c/report.html").is_file()
+
+
+@pytest.mark.parametrize("name", ["n" * 250, "file/run"])
+def test_a_place_that_cannot_be_written_is_refused_first(name, here, monkeypatch, capsys):
+    (here / "file").write_text("")
+    (here / "c.toml").write_text(SMALL.format(data="synthetic = { seed = 1 }"))
+    code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet", "--out", name)
+    assert code == 2
+    assert "choose another --out" in err
+    assert sorted(p.name for p in here.iterdir()) == ["c.toml", "file"]
+
+
+@pytest.mark.parametrize("text", ["[]", '{"schema": 1}', "{"])
+def test_damaged_manifests_are_refused(text, here, monkeypatch, capsys):
+    (here / "run").mkdir()
+    for name, content in (("manifest.json", text), ("config.toml", ""), ("metrics.jsonl", "")):
+        (here / "run" / name).write_text(content)
+    code, _, err = run(monkeypatch, capsys, "report", "run")
+    assert code == 2
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("source", ["def f(:", "x = undefined", "x = 3"])
+def test_modules_that_do_not_work_are_told_of(source, here, monkeypatch, capsys):
+    name = f"own{abs(hash(source))}"
+    (here / f"{name}.py").write_text(source)
+    (here / "c.toml").write_text(SMALL.replace('"sir"', f'"{name}:x"').format(data="synthetic = {{ seed = 1 }}"))
+    code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet")
+    assert code == 2
+    assert "Traceback" not in err
 
 
 def test_a_directory_that_is_no_run_is_left_alone(here, monkeypatch, capsys):

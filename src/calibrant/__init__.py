@@ -1,5 +1,7 @@
 """Calibrant: gradient-based Bayesian calibration of agent-based models."""
 
+from importlib.metadata import version as _version
+
 from calibrant import estimators as estimators
 from calibrant import inference as inference
 from calibrant import losses as losses
@@ -41,3 +43,5 @@ from calibrant.inference import FlowScore as FlowScore
 from calibrant.inference import Result as Result
 from calibrant.networks import Incidence as Incidence
 from calibrant.posteriors import Posterior as Posterior
+
+__version__ = _version("calibrant")

@@ -362,6 +362,8 @@ def build_model(name: str, options: dict[str, Any], directory: Path) -> Abstract
         make = _import(name, directory)
     else:
         raise ConfigError(f"model.name: there is no model '{name}'; there are {', '.join(MODELS)}, or module:Class.")
+    if not callable(make):
+        raise ConfigError(f"model.name: {name} is no class or function that makes a model.")
     accepted = [n for n in inspect.signature(make).parameters if n != "directory"]
     if name in MODELS and "directory" in inspect.signature(make).parameters:
         make = functools.partial(make, directory=directory)
@@ -382,10 +384,11 @@ def _import(name: str, directory: Path) -> Any:
     sys.path.insert(0, str(directory))
     try:
         return getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
-        raise ConfigError(f"model.name: module '{module}' cannot be imported ({error}).") from error
     except AttributeError as error:
         raise ConfigError(f"model.name: module '{module}' has no '{attribute}'.") from error
+    except Exception as error:  # whatever a module of the user's does when it is imported
+        why = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"model.name: module '{module}' cannot be imported ({why}).") from error
     finally:
         sys.path.remove(str(directory))
 
@@ -541,5 +544,5 @@ def parse_config(text: str, where: str) -> Config:
         field = ".".join(str(x) for x in first["loc"]) or "config"
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            message = "there is no such field; `calibrant init` writes a configuration with all of them"
+            message = "there is no such field"
         raise ConfigError(f"{where}: {field}: {message}.") from error

@@ -21,6 +21,8 @@ class atomic_path:
         self._target = Path(target)
 
     def __enter__(self) -> Path:
+        if not self._target.parent.is_dir():
+            raise FileNotFoundError(f"{self._target} cannot be written: there is no folder {self._target.parent}.")
         handle, name = tempfile.mkstemp(dir=self._target.parent, prefix=f".{self._target.name}.", suffix=".part")
         os.close(handle)
         self._part = Path(name)
@@ -31,7 +33,11 @@ class atomic_path:
             with open(self._part, "rb") as handle:
                 os.fsync(handle.fileno())
             os.chmod(self._part, 0o644)
-            os.replace(self._part, self._target)
+            try:
+                os.replace(self._part, self._target)
+            except OSError:
+                self._part.unlink(missing_ok=True)
+                raise
         else:
             self._part.unlink(missing_ok=True)
 

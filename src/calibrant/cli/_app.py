@@ -20,6 +20,7 @@ from calibrant.cli._compare import compare
 from calibrant.cli._run import read_run, refuse_existing, report_again, write_run
 from calibrant.cli._world import app as world_app
 from calibrant.inference import Result
+from calibrant.worlds import MAX_PEOPLE
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(world_app, name="world")
@@ -29,7 +30,7 @@ TEMPLATE = """# A calibration, for `calibrant calibrate {name}`. Lines that star
 
 [model]
 name = "sir"                      # `calibrant models` lists the bundled ones; yours is "module:Class"
-options = {{ n_agents = 1000 }}     # arguments of the model
+options = {{ n_agents = 1000, household = 1000, group = 1000 }}  # its arguments: here, one mixed population
 steps = 60
 
 [data]
@@ -38,8 +39,9 @@ synthetic = {{ seed = 1 }}          # simulate data to try things out, or read y
 # columns = {{ infected = "cases" }}  # output of the model = column of the file
 
 [loss]                            # one for all outputs ...
-name = "log-mean-squared-error"
-# marginal = true                 # with a likelihood: average it over replicates before its logarithm
+name = "gaussian"
+scale = 30.0                      # a number, or the name of a parameter with a prior below
+marginal = true                   # average the likelihood over replicates before its logarithm
 # [loss.streams.infected]         # ... or one an output
 # name = "negative-binomial"
 # concentration = "k"             # a number, or the name of a parameter with a prior below
@@ -50,11 +52,11 @@ prior = {{ distribution = "LogNormal", loc = -0.7, scale = 0.7 }}
 value = 5.0                       # fixed
 
 [method]
-weight = 0.001                    # w of the KL divergence from the prior; 1 is Bayes with a negative log-likelihood
+weight = 1.0                      # w of the KL divergence from the prior; 1 is Bayes with a negative log-likelihood
 simulations = 5                   # parameter values an update
-replicates = 1                    # simulations of each
-max_updates = 1000
-learning_rate = 1e-3
+replicates = 20                   # simulations of each
+max_updates = 300
+learning_rate = 3e-3
 estimator = "straight-through"    # gumbel-softmax, score-function, flow-score
 horizon = "full"                  # or {{ sliding = 3 }}, {{ block = 10 }}, {{ geometric = 0.9 }}
 mode = "reverse"                  # checkpointed, hybrid
@@ -80,6 +82,10 @@ def calibrate_command(
     if updates is not None:
         settings.method.max_updates = updates
         text += f"\n# on the command line: --updates {updates}\n"
+    if size is not None and scale is not None:
+        raise ConfigError("--size and --scale both say how many people there are; give one.")
+    if size is not None and not 1 <= size <= MAX_PEOPLE:
+        raise ConfigError(f"--size is a number of people, got {size}.")
     if size is not None or scale is not None:
         options = {k: v for k, v in settings.model.options.items() if k not in ("size", "scale", "world")}
         settings.model.options = options | ({"size": round(size)} if size is not None else {"scale": scale})
@@ -89,6 +95,8 @@ def calibrate_command(
             raise ConfigError("--data is for configurations that read a file; this one does not.")
         settings.data.file = str(data.resolve() / settings.data.file)
         text += f"\n# on the command line: --data {data}\n"
+    elif settings.data.file is not None and config in bundled_configs():
+        raise ConfigError(f"{config} reads {settings.data.file}; say in which directory it is with --data DIR.")
     name = Path(config).stem
     out = Path("runs") / name if out is None else out
     refuse_existing(out, overwrite)
@@ -172,6 +180,8 @@ def simulate_command(
     text = _to_csv(outputs)
     if out is None:
         sys.stdout.write(text)
+    elif out.is_dir():
+        raise ConfigError(f"{out} is a directory; --out is the CSV file to write.")
     else:
         write_text(out, text)
 
@@ -186,6 +196,8 @@ def _assignment(model: Any, text: str) -> tuple[str, Any]:
         numbers = [float(x) for x in value.split(",")]
     except ValueError:
         raise ConfigError(f"--set {text}: '{value}' is no number.") from None
+    if not np.all(np.isfinite(numbers)):
+        raise ConfigError(f"--set {text}: '{value}' is not finite.")
     shape = np.shape(getattr(model.default_params, name))
     if np.shape(numbers[0] if shape == () and len(numbers) == 1 else numbers) != shape:
         raise ConfigError(f"--set {text}: '{name}' has shape {shape}.")

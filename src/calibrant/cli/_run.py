@@ -29,21 +29,22 @@ def refuse_existing(out: Path, overwrite: bool) -> None:
         if not overwrite:
             raise ConfigError(f"{out} exists; choose another --out, or pass --overwrite.")
     nearest = next(folder for folder in out.absolute().parents if folder.exists())
-    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-        raise ConfigError(f"{out} cannot be written: {nearest} is no directory that you may write to.")
+    try:  # what will be done at the end, done now
+        os.rmdir(tempfile.mkdtemp(dir=nearest, prefix=f".{out.name}.", suffix=".part"))
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written ({error.strerror} in {nearest}); choose another --out.") from error
 
 
 def write_run(
     out: Path, name: str, config: Config, text: str, directory: Path, problem: Problem, calibration: Calibration
 ) -> Path:
-    """Write a run directory beside its place and move it there once it is whole. Returns the report's path."""
+    """Write a run directory beside its place, move it there once it is whole, and add the report. Returns its path."""
     out.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part"))
     try:
         manifest = {"config": json.loads(config.model_dump_json()), "config_directory": str(directory), "name": name}
         calibration.save(part, manifest)
         write_text(part / "config.toml", text)
-        _report(part, name, config, text, directory, problem, calibration)
         part.chmod(0o755)
         old = None
         if out.exists():
@@ -60,6 +61,8 @@ def write_run(
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+    # The result is safe from here on; an interrupted report can be written again.
+    _report(out, name, config, text, directory, problem, calibration)
     return out / "report.html"
 
 
@@ -99,8 +102,13 @@ def read_run(folder: Path) -> tuple[str, Config, str, Problem, Calibration]:
         failed = json.loads(failures.read_text(encoding="utf-8")) if failures.is_file() else {}
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder} is no run directory of calibrant ({error}).") from error
-    if manifest.get("schema") != SCHEMA:
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         raise ConfigError(f"{folder} was written by another version of calibrant; run the calibration again.")
+    missing = [
+        key for key in ("config", "config_directory", "name", "seed", "result", "timings") if key not in manifest
+    ]
+    if missing:
+        raise ConfigError(f"{folder}/manifest.json has no '{missing[0]}'; it was not written by calibrant.")
     config = Config.model_validate(manifest["config"])  # what ran: the text, and what the command line changed
     problem, prior, method = config.build(Path(manifest["config_directory"]))
     # The structure of the flow depends on the configuration alone; its arrays come from the file.

@@ -40,6 +40,8 @@ def build(
     if (atlas is None) != (centroids is None):
         raise worlds.WorldError("--atlas and --centroids are needed together.")
     areas = worlds.read_atlas(atlas, centroids) if atlas is not None and centroids is not None else None
+    if not 1 <= size <= worlds.MAX_PEOPLE:
+        raise worlds.WorldError(f"--size is a number of people up to {worlds.MAX_PEOPLE:,}, got {size:g}.")
     world = worlds.build_world(round(size), seed=seed, areas=areas, progress=lambda what: _say.print(f"  {what}"))
     _write(world, out)
 

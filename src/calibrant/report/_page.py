@@ -120,6 +120,7 @@ def write_report(
         title=title,
         model=type(problem.model).__name__,
         summary=summary,
+        warning="" if calibration.result.successful else f"This calibration did not end well. {calibration.reason}",
         rows=_rows(calibration, described),
         figures=figures,
         config=config,

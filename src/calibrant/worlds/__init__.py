@@ -1,6 +1,7 @@
 """Synthetic populations."""
 
 from calibrant.worlds._atlas import read_atlas as read_atlas
+from calibrant.worlds._build import MAX_PEOPLE as MAX_PEOPLE
 from calibrant.worlds._build import Areas as Areas
 from calibrant.worlds._build import build_world as build_world
 from calibrant.worlds._build import synthetic_areas as synthetic_areas

@@ -16,6 +16,8 @@ from calibrant.worlds._world import ACTIVITIES, RESIDENCES, World, WorldError, d
 _ROLES = ("single", "partner", "parent", "lone parent", "child", "grown child", "other adult", "other", "care")
 _SINGLE, _PARTNER, _PARENT, _LONE, _CHILD, _GROWN, _ADULT, _OTHER, _CARE = range(len(_ROLES))
 Progress = Callable[[str], None]
+#: Building takes some 110 bytes a person.
+MAX_PEOPLE = 200_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +84,8 @@ def build_world(size: int, *, seed: int = 0, areas: Areas | None = None, progres
 
     **Raises:** `WorldError` for a size below 100, where shares of the census mean nothing.
     """
-    if size < 100:
-        raise WorldError(f"A built world has at least 100 people, got {size}.")
+    if not 100 <= size <= MAX_PEOPLE:
+        raise WorldError(f"A built world has at least 100 people and at most {MAX_PEOPLE:,}, got {size:,}.")
     progress = progress or (lambda _: None)
     rng = np.random.default_rng(seed)
     areas = synthetic_areas(size, rng) if areas is None else areas.scaled_to(size)
