@@ -50,7 +50,7 @@ def posterior_figure(calibration: Calibration, units: dict[str, str], truth: dic
         if truth and label in truth:
             axis.axvline(truth[label], color=RED, lw=1.5, ls="--", label="truth")
         unit = f" [{units[name]}]" if units.get(name) else ""
-        axis.set_title(f"{label}{unit}: {middle:.3g} ({left:.3g} to {right:.3g})", fontsize=8.5)
+        axis.set_title(f"{label}{unit}\n{middle:.3g} ({left:.3g} to {right:.3g})", fontsize=8.5)
         axis.set_yticks([])
         axis.spines["left"].set_visible(False)
     axes[0].legend(fontsize=7.5, frameon=False)
