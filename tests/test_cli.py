@@ -127,6 +127,37 @@ def test_bundled_configurations_build(name, here):
     assert (config.forecast(problem, here) is not None) == (name == "june-london")
 
 
+JUNE = """
+[model]
+name = "june"
+[model.options]
+size = 300
+start = 2020-03-01
+days = 12
+[[model.options.policies]]
+start = 2020-03-05
+venues = ["all"]
+factor = "distance"
+[data]
+file = "d.csv"
+date_column = "date"
+columns = { infections = "cases" }
+until = 2020-03-09
+[loss]
+name = "log-mean-squared-error"
+[parameters.log_seed]
+prior = { distribution = "Normal", loc = -1.5, scale = 0.2 }
+[parameters.log_contact]
+prior = { distribution = "Normal", loc = [-1.0], scale = [0.5] }
+[method]
+max_updates = 2
+kl_samples = 20
+mode = "hybrid"
+horizon = { sliding = 0 }
+evaluate_every = 2
+evaluation_simulations = 3
+"""
+
 BAD = {
     "not toml": ("[model", "no valid TOML"),
     "unknown field": (SMALL.format(data="synthetic = { seed = 1 }") + "\n[mehtod]\nx = 1\n", "mehtod"),
@@ -189,6 +220,22 @@ BAD = {
         SMALL.format(data='file = "d.csv"\ncolumns = { infected = "x" }\ndate_column = "x"'),
         "no calendar",
     ),
+    "streams of a file": (
+        SMALL.format(data='file = "d.csv"\ncolumns = { infected = "x" }\nstreams = ["infected"]'),
+        "streams belongs to",
+    ),
+    "weights of one output": (
+        SMALL.replace('"sir"', '"random-walk"')
+        .replace("n_agents = 60", "")
+        .format(data="synthetic = { seed = 1 }")
+        .replace("[parameters.initial]\nvalue = 5.0\n", "")
+        + "\n[loss.weights]\nx = 1\n",
+        "no named streams",
+    ),
+    "steps and until": (
+        JUNE.replace('name = "june"', 'name = "june"\nsteps = 5'),
+        "give one",
+    ),
     "horizon": (SMALL.format(data="synthetic = { seed = 1 }") + "horizon = { sliding = 1.5 }\n", "whole number"),
 }
 
@@ -196,7 +243,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_mistakes_end_in_one_sentence(name, here, monkeypatch, capsys):
     text, expected = BAD[name]
-    (here / "d.csv").write_text("x,text,minus\n1,hello,-1\n2,3,4\n")
+    (here / "d.csv").write_text("x,text,minus,date,cases\n1,hello,-1,2020-03-01,1\n2,3,4,2020-03-02,2\n")
     (here / "c.toml").write_text(text)
     code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet")
     assert code == 2
@@ -259,38 +306,6 @@ def test_worlds_on_the_command_line(here, monkeypatch, capsys):
         assert expected in err
         assert "Traceback" not in err
     assert sorted(p.name for p in here.iterdir()) == ["town.h5", "town.png"]
-
-
-JUNE = """
-[model]
-name = "june"
-[model.options]
-size = 300
-start = 2020-03-01
-days = 12
-[[model.options.policies]]
-start = 2020-03-05
-venues = ["all"]
-factor = "distance"
-[data]
-file = "d.csv"
-date_column = "date"
-columns = { infections = "cases" }
-until = 2020-03-09
-[loss]
-name = "log-mean-squared-error"
-[parameters.log_seed]
-prior = { distribution = "Normal", loc = -1.5, scale = 0.2 }
-[parameters.log_contact]
-prior = { distribution = "Normal", loc = [-1.0], scale = [0.5] }
-[method]
-max_updates = 2
-kl_samples = 20
-mode = "hybrid"
-horizon = { sliding = 0 }
-evaluate_every = 2
-evaluation_simulations = 3
-"""
 
 
 def test_june_is_fitted_forecast_and_asked_what_if(here, monkeypatch, capsys):

@@ -49,7 +49,6 @@ def _rng(phase="step", seed=0):
 
 
 # Six people: a family of three (one works, one is at school), a student alone, a resident of a care home and its carer.
-# The carer is also of the company's size: everybody but the resident has a different main activity.
 SIX = {
     "age": [35, 33, 9, 20, 84, 40],
     "residence": [0, 0, 0, 1, 2, 3],
@@ -428,7 +427,7 @@ def test_modes_agree_on_june(horizon):
             np.testing.assert_allclose(g, expected[name], rtol=1e-8)
 
 
-def test_chunks_of_the_jacobian_are_the_same_to_the_bit():
+def test_a_jacobian_repeats_to_the_bit_and_its_chunks_agree_to_rounding():
     model = June(worlds.build_world(400, seed=2), Calendar(MONDAY, 10))
     _, whole = _gradient(model, cal.HybridMode(), cal.SlidingHorizon(0))
     _, again = _gradient(model, cal.HybridMode(), cal.SlidingHorizon(0))

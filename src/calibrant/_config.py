@@ -132,6 +132,8 @@ class DataConfig(_Strict):
             raise ValueError("give exactly one of file, bundled and synthetic")
         if self.file is not None and (self.column is None) == (not self.columns):
             raise ValueError("a file needs either column or columns")
+        if self.file is not None and self.streams is not None:
+            raise ValueError("streams belongs to synthetic or bundled data; of a file, columns says what is used")
         if self.date_column is not None and (self.file is None or not self.columns):
             raise ValueError("date_column belongs to a file with columns")
         if self.until is not None and self.date_column is None:
@@ -296,6 +298,8 @@ class Config(_Strict):
         until, dates = self.data.until, model.dates
         if until is None or dates is None:
             return self.model.steps
+        if self.model.steps is not None:
+            raise ConfigError("model.steps and data.until both say how much is simulated; give one.")
         if not dates[0] <= until <= dates[-1]:
             raise ConfigError(f"data.until: {until} is outside the calendar, {dates[0]} to {dates[-1]}.")
         return (until - dates[0]).days + 1
@@ -383,14 +387,15 @@ def _import(name: str, directory: Path) -> Any:
     module, _, attribute = name.partition(":")
     sys.path.insert(0, str(directory))
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except AttributeError as error:
-        raise ConfigError(f"model.name: module '{module}' has no '{attribute}'.") from error
+        imported = importlib.import_module(module)
     except Exception as error:  # whatever a module of the user's does when it is imported
         why = f"{type(error).__name__}: {error}"
         raise ConfigError(f"model.name: module '{module}' cannot be imported ({why}).") from error
     finally:
         sys.path.remove(str(directory))
+    if not hasattr(imported, attribute):
+        raise ConfigError(f"model.name: module '{module}' has no '{attribute}'.")
+    return getattr(imported, attribute)
 
 
 def _distribution(kind: Any) -> "Callable[..., dist.Distribution] | None":
@@ -439,6 +444,8 @@ def _build_loss(given: LossConfig, data: Any) -> losses.AbstractLoss:
     elif isinstance(data, dict):
         each = {name: _one_loss("loss", given.arguments, x) for name, x in data.items()}
         loss = losses.Streams(each, given.weights)
+    elif given.weights:
+        raise ConfigError("loss.weights: the data have no named streams to weigh.")
     else:
         loss = _one_loss("loss", given.arguments, data)
     return losses.MarginalLikelihood(loss) if given.marginal else loss
