@@ -91,7 +91,7 @@ def predictive_figure(draws: Any, data: Any, dates: Any = None, *, fitted: int |
                 series = y.reshape(len(y), -1)[:, 0]
                 axis.plot(time, series, "o", ms=4 if len(series) < 40 else 2, color=INK, label="data")
             if fitted is not None and fitted < len(time):
-                axis.axvline(time[fitted], color=RED, lw=1)
+                axis.axvline(time[fitted - 1], color=RED, lw=1)
             if dates is not None:
                 locator = AutoDateLocator()
                 axis.xaxis.set_major_locator(locator)
