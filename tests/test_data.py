@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from calibrant import losses
-from calibrant.data import DataError, read_series
+from calibrant.data import DataError, read_series, read_shares
 from calibrant.models.june import june_from_options
 
 DATES = [dt.date(2020, 3, 1) + dt.timedelta(days=i) for i in range(5)]
@@ -43,6 +43,40 @@ def test_series_are_matched_by_date(tmp_path):
 def test_files_that_do_not_serve_are_refused(tmp_path, text, match):
     with pytest.raises(DataError, match=match):
         read_series(_file(tmp_path, text), {"deaths": "deaths"}, DATES)
+
+
+SEROLOGY = """date,region,positive,tested
+2020-03-01,london,1,10
+2020-03-01,north,9,10
+2020-03-02,london,2,30
+2020-03-04,london,0,20
+"""
+
+
+def test_shares_of_those_tested(tmp_path):
+    path = _file(tmp_path, SEROLOGY)
+    share, tested = read_shares(path, "positive", "tested", DATES, select={"region": "london"})
+    np.testing.assert_array_equal(tested, [10, 30, 0, 20, 0])
+    np.testing.assert_allclose(share, [0.1, 2 / 30, np.nan, 0, np.nan])
+    share, tested = read_shares(path, "positive", "tested", DATES, select={"region": "london"}, pool=2)
+    np.testing.assert_array_equal(tested, [0, 40, 0, 20, 0])  # on the later of two days
+    np.testing.assert_allclose(share, [np.nan, 3 / 40, np.nan, 0, np.nan])
+    deaths = read_series(path, {"n": "positive"}, DATES, select={"region": "north"})["n"]
+    np.testing.assert_array_equal(deaths, [9, np.nan, np.nan, np.nan, np.nan])
+
+
+@pytest.mark.parametrize(
+    ("columns", "select", "match"),
+    [
+        (("positive", "tested"), {}, "there twice; `select` says which"),
+        (("positive", "tested"), {"region": "west"}, "no row with region = west"),
+        (("positive", "tested"), {"country": "uk"}, "no column 'country'"),
+        (("tested", "positive"), {"region": "london"}, "more 'tested' than 'positive' on 2020-03-01"),
+    ],
+)
+def test_shares_that_do_not_serve_are_refused(tmp_path, columns, select, match):
+    with pytest.raises(DataError, match=match):
+        read_shares(_file(tmp_path, SEROLOGY), *columns, DATES, select=select)
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):

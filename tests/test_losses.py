@@ -60,6 +60,38 @@ def test_likelihoods_equal_scipy():
     np.testing.assert_allclose(value(L.NegativeBinomialLogLikelihood(k)), nb, rtol=1e-4)
 
 
+def test_the_binomial_equals_scipy():
+    tested, k = np.array([50.0, 0, 200]), np.array([5.0, 0, 60])
+    share = np.where(tested > 0, k / np.maximum(tested, 1), np.nan)
+    x = np.array([[0.08, 0.2, 0.25], [0.1, 0.2, 0.4]])
+    p = 0.9 * x + 0.02 * (1 - x)
+    expected = -stats.binom(tested, p).logpmf(k).sum(1).mean()
+    # Numbers tested may go on after the data.
+    loss = L.BinomialLogLikelihood([*tested, 100], sensitivity="s", specificity=0.98)
+    np.testing.assert_allclose(value(loss, x, share, s=0.9), expected, rtol=1e-4)
+    assert loss.parameters == ("s",)
+    loss.check(share)
+    for wrong, data in ((-0.1, "at least 0"), (1.1, "at most 1")):
+        with pytest.raises(ValueError, match=data):
+            loss.check(np.array([wrong]))
+    with pytest.raises(ValueError, match="2 numbers tested for 3 times"):
+        value(L.BinomialLogLikelihood([1.0, 2.0]), x, share)
+    for tested in ([0.0], [-1.0, 2.0]):
+        with pytest.raises(ValueError, match="numbers tested"):
+            L.BinomialLogLikelihood(tested)
+    with pytest.raises(ValueError, match="sensitivity"):
+        L.BinomialLogLikelihood([1.0], sensitivity=1.5)
+
+
+def test_noise_of_the_binomial_is_that_of_the_number_tested():
+    x = jnp.full((20_000,), 0.3)
+    tested = np.tile([40.0, 0.0], 10_000)  # where nobody was tested, as if the median number were
+    draws = np.asarray(L.BinomialLogLikelihood(tested).observe(jax.random.key(0), x, {}))
+    assert abs(draws.mean() - 0.3) <= 4 * np.sqrt(0.3 * 0.7 / 40 / len(x))
+    for part in (draws[0::2], draws[1::2]):
+        np.testing.assert_allclose(part.var(), 0.3 * 0.7 / 40, rtol=0.08)
+
+
 def test_squared_errors_equal_their_formulas():
     x, y = SIMULATIONS, LOSS_DATA
     np.testing.assert_allclose(value(L.MeanSquaredError()), np.mean((x - y) ** 2), rtol=1e-5)

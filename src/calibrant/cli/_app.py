@@ -93,7 +93,8 @@ def calibrate_command(
     if data is not None:
         if settings.data.file is None:
             raise ConfigError("--data is for configurations that read a file; this one does not.")
-        settings.data.file = str(data.resolve() / settings.data.file)
+        for source in (settings.data, *settings.data.shares.values()):
+            source.file = str(data.resolve() / str(source.file))
         text += f"\n# on the command line: --data {data}\n"
     elif settings.data.file is not None and config in bundled_configs():
         raise ConfigError(f"{config} reads {settings.data.file}; say in which directory it is with --data DIR.")

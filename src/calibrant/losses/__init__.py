@@ -7,6 +7,7 @@ from calibrant.losses._base import as_loss as as_loss
 from calibrant.losses._errors import LogMeanSquaredError as LogMeanSquaredError
 from calibrant.losses._errors import MeanSquaredError as MeanSquaredError
 from calibrant.losses._errors import SquaredErrorOfMean as SquaredErrorOfMean
+from calibrant.losses._likelihoods import BinomialLogLikelihood as BinomialLogLikelihood
 from calibrant.losses._likelihoods import GaussianLogLikelihood as GaussianLogLikelihood
 from calibrant.losses._likelihoods import MarginalLikelihood as MarginalLikelihood
 from calibrant.losses._likelihoods import NegativeBinomialLogLikelihood as NegativeBinomialLogLikelihood

@@ -128,6 +128,17 @@ def refuse_below(data: Any, bound: float, name: str) -> None:
             raise ValueError(f"{name} is for data of at least {bound:g}, but one value is {lowest:g}.")
 
 
+def refuse_above(data: Any, bound: float, name: str) -> None:
+    """Refuse data above a bound.
+
+    **Raises:** `ValueError`.
+    """
+    for leaf in jax.tree.leaves(data):
+        highest = float(jnp.nanmax(jnp.asarray(leaf, dtype=float), initial=-jnp.inf))
+        if highest > bound:
+            raise ValueError(f"{name} is for data of at most {bound:g}, but one value is {highest:g}.")
+
+
 def require_positive(value: Any, what: str) -> None:
     """Refuse a number that is not positive; names of parameters and arrays pass.
 

@@ -7,6 +7,7 @@ logarithm and tends to exact Bayes as the number of replicates grows.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -19,6 +20,7 @@ from calibrant.losses._base import (
     AbstractPerSimulationLoss,
     masked_sum,
     matched,
+    refuse_above,
     refuse_below,
     require_positive,
 )
@@ -119,6 +121,76 @@ class NegativeBinomialLogLikelihood(AbstractPerSimulationLoss):
     @property
     def parameters(self):
         return _own(self.concentration)
+
+
+class BinomialLogLikelihood(AbstractPerSimulationLoss):
+    """Of `tested` people the share `y` was positive: `tested y ~ Binomial(tested, p)`, of a simulated share `x`,
+
+        p = sensitivity x + (1 - specificity) (1 - x)
+
+    (Rogan and Gladen 1978, American Journal of Epidemiology 107: 71). `tested` has the shape of the data, or covers
+    more times than they do; sensitivity and specificity are numbers or names of parameters. Noise for predictive checks
+    is that of the number tested, and of the median number where nobody was. `p` is kept from 0 and 1 by `floor`.
+    """
+
+    tested: Array
+    sensitivity: "float | str | Array" = 1.0
+    specificity: "float | str | Array" = 1.0
+    floor: float = 1e-6
+
+    def __init__(
+        self,
+        tested: Any,
+        sensitivity: "float | str | Array" = 1.0,
+        specificity: "float | str | Array" = 1.0,
+        floor: float = 1e-6,
+    ):
+        self.tested = jnp.asarray(tested, dtype=float)
+        self.sensitivity, self.specificity, self.floor = sensitivity, specificity, floor
+
+    def __check_init__(self):
+        for name in ("sensitivity", "specificity"):
+            value = getattr(self, name)
+            if isinstance(value, (int, float)) and not 0 < value <= 1:
+                raise ValueError(f"The {name} of BinomialLogLikelihood is above 0 and at most 1, got {value}.")
+        if not bool(jnp.all(self.tested >= 0)) or not bool(jnp.any(self.tested > 0)):
+            raise ValueError("BinomialLogLikelihood needs numbers tested of at least 0, and one above.")
+
+    def check(self, data):
+        refuse_below(data, 0.0, "BinomialLogLikelihood")
+        refuse_above(data, 1.0, "BinomialLogLikelihood")
+
+    def _positive(self, x, params):
+        sensitivity = _value(self.sensitivity, params, x.dtype)
+        specificity = _value(self.specificity, params, x.dtype)
+        p = sensitivity * x + (1 - specificity) * (1 - x)
+        return jnp.clip(p, self.floor, 1 - self.floor)
+
+    def _number(self, x):
+        if self.tested.shape[0] < x.shape[0]:
+            raise ValueError(f"BinomialLogLikelihood has {self.tested.shape[0]} numbers tested for {x.shape[0]} times.")
+        return self.tested[: x.shape[0]].astype(x.dtype)
+
+    def one(self, simulation, data, params):
+        x, y, seen = matched(simulation, data, "BinomialLogLikelihood")
+        n, p = self._number(x), self._positive(x, params)
+        k = n * y
+        chosen = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
+        return -masked_sum(chosen + k * jnp.log(p) + (n - k) * jnp.log1p(-p), seen)
+
+    def observe(self, key, simulation, params):
+        typical = jnp.nanmedian(jnp.where(self.tested > 0, self.tested, jnp.nan))
+
+        def one(x):
+            n = self._number(x)
+            n = jnp.where(n > 0, n, jnp.ceil(typical).astype(x.dtype))
+            return jax.random.binomial(key, n, self._positive(x, params), dtype=x.dtype) / n
+
+        return jax.tree.map(one, simulation)
+
+    @property
+    def parameters(self):
+        return tuple(dict.fromkeys((*_own(self.sensitivity), *_own(self.specificity))))
 
 
 class MarginalLikelihood(AbstractLoss):

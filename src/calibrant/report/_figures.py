@@ -1,5 +1,6 @@
 """Figures of a calibration. Each function returns a matplotlib figure; nothing is shown."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -63,10 +64,13 @@ def _key():
     return jax.random.key(1)
 
 
-def predictive_figure(draws: Any, data: Any, dates: Any = None, *, fitted: int | None = None) -> Figure:
+def predictive_figure(
+    draws: Any, data: Any, dates: Any = None, *, fitted: int | None = None, unfitted: Sequence[str] = ()
+) -> Figure:
     """Bands of the posterior predictive with the data over them, one panel a stream.
 
-    `dates`, of the time axis, if there are any; `fitted`, how many times were fitted, if not all.
+    `dates`, of the time axis, if there are any; `fitted`, how many times were fitted, if not all; `unfitted`, streams
+    that were not.
     """
     streams = draws if isinstance(draws, dict) else {"simulated": draws}
     observed = data if isinstance(data, dict) else dict.fromkeys(streams, data)
@@ -74,7 +78,8 @@ def predictive_figure(draws: Any, data: Any, dates: Any = None, *, fitted: int |
     for axis, (name, x) in zip(axes, streams.items(), strict=True):
         x = np.asarray(x, dtype=float)
         y = np.asarray(observed[name], dtype=float) if name in observed else None
-        axis.set_title(name.replace("_", " "), fontsize=10)
+        note = " (not fitted)" if name in unfitted else ""
+        axis.set_title(name.replace("_", " ") + note, fontsize=10)
         if x.ndim == 1:
             axis.hist(x, 40, color=BLUE, alpha=0.6, label="posterior predictive")
             if y is not None:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from calibrant._calibration import Calibration
 from calibrant._files import write_text
 from calibrant._problem import Problem
+from calibrant.losses import Streams
 from calibrant.report._figures import failures_figure, history_figure, posterior_figure, predictive_figure
 from calibrant.report._predictive import predictive
 
@@ -74,12 +75,16 @@ def write_report(
     }
     described |= {name: dict(x) for name, x in (about or {}).items() if x.get("units") or x.get("description")}
     units = {name: x["units"] for name, x in described.items()}
-    draws = predictive(problem, calibration.posterior)
+    streams = problem.loss.weights if isinstance(problem.loss, Streams) else {}
+    unfitted = [name for name, weight in streams.items() if weight == 0]
+    draws = ahead = predictive(problem if forecast is None else forecast, calibration.posterior)
+    if forecast is not None:  # the same simulations, up to the last day that was fitted
+        draws = {name: x[:, : problem.steps] for name, x in ahead.items() if name in problem.data}
     figures = [
         (
             "Does it fit?",
             "Data simulated at draws of the posterior, with observation noise where the loss is a likelihood.",
-            _png(predictive_figure(draws, problem.data, problem.model.dates)),
+            _png(predictive_figure(draws, problem.data, problem.model.dates, unfitted=unfitted)),
         ),
         (
             "What was learnt?",
@@ -95,9 +100,9 @@ def write_report(
     ]
     if forecast is not None:
         names = list(forecast.data)
-        ahead = {name: x for name, x in predictive(forecast, calibration.posterior).items() if name in names}
+        ahead = {name: x for name, x in ahead.items() if name in names}
         text = "The same draws, carried on beyond the last day that was fitted (line), against what then happened."
-        figure = predictive_figure(ahead, forecast.data, forecast.model.dates, fitted=problem.steps)
+        figure = predictive_figure(ahead, forecast.data, forecast.model.dates, fitted=problem.steps, unfitted=unfitted)
         figures.insert(1, ("Does it forecast?", text, _png(figure)))
     if calibration.failures:
         text = f"{calibration.n_failed} simulations were not finite and were masked. This is where they were."

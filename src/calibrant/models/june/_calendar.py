@@ -40,7 +40,7 @@ class Policy:
     - `venues`: names of venue types, or `("all",)`.
     - `factor`: on their contacts, 0 for closed; or the name of a free factor, estimated as an element of `log_contact`.
       Policies that overlap multiply.
-    - `isolation`: the symptomatic are asked to isolate; how many do is the parameter `compliance`.
+    - `isolation`: the symptomatic are asked to isolate; the parameter `compliance` says how far they do.
     - `name`: for reports.
 
     **Raises:** `ValueError` for unknown venues, a negative factor, or dates in the wrong order.

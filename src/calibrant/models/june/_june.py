@@ -57,7 +57,7 @@ class JuneParams(Params):
     log_contact: Float[Array, " factors"] = parameter(
         np.zeros(0), units="log", description="free contact factors of the calendar"
     )
-    compliance: Float[Array, ""] = parameter(0.7, description="share of the symptomatic who isolate when asked to")
+    compliance: Float[Array, ""] = parameter(0.7, description="share of contacts outside home given up in isolation")
     severity: Float[Array, ""] = parameter(0.0, units="log odds", description="shift of P(severe | symptomatic)")
     criticality: Float[Array, ""] = parameter(0.0, units="log odds", description="shift of P(critical | severe)")
     fatality: Float[Array, ""] = parameter(0.0, units="log odds", description="shift of P(dead | critical)")
@@ -73,12 +73,12 @@ class JuneState(eqx.Module):
     latent: Float[Array, " people"]
     active: Float[Array, " people"]
     course: Course
-    isolates: Float[Array, " people"]
     counts: dict[str, Float[Array, "regions bands"]]
 
 
-# Expected infectiousness after an infection, for its derivative: two stages with the mean times of the profile above.
-_LATENT_DAYS, _ACTIVE_DAYS, _TOTAL = 3.9, 2.6, 1.07
+# Expected infectiousness after an infection, for its derivative: two stages with the total of the profile above and its
+# mean time, 6.2 days (of 100,000 drawn courses).
+_LATENT_DAYS, _ACTIVE_DAYS, _TOTAL = 3.3, 2.9, 1.10
 
 
 class June(AbstractModel):
@@ -95,8 +95,8 @@ class June(AbstractModel):
     - `people_per_agent`: what an agent stands for; outputs are counts of people.
 
     Outputs by day, shape (days,): `infections`, `cumulative_infections`, `expected_admissions`, `expected_deaths`;
-    with `sampled` also `prevalence`, `admissions`, `deaths`. With `detail`, each also as `..._by_age` (days, 10) and
-    `..._by_region` (days, regions).
+    `seroprevalence`, the share with antibodies of those from 20 to 69; with `sampled` also `prevalence`, `admissions`,
+    `deaths`. With `detail`, counts also as `..._by_age` (days, 10) and `..._by_region` (days, regions).
     """
 
     residences: Incidence
@@ -224,7 +224,6 @@ class June(AbstractModel):
     def init(self, params, rng):
         course = draw_course(params, self.band.astype(jnp.int32), rng)
         dtype = course.onset.dtype
-        complies = rng.bernoulli(params.compliance, site="complies", shape=(self.n_people,))
         zeros = jnp.zeros((self.n_people,), dtype)
         empty = jnp.zeros((self.n_regions, len(tables.AGE_BANDS)), dtype)
         return JuneState(
@@ -233,7 +232,6 @@ class June(AbstractModel):
             latent=zeros,
             active=zeros,
             course=course,
-            isolates=complies * course.symptomatic,
             counts=dict.fromkeys(self._streams, empty),
         )
 
@@ -243,9 +241,11 @@ class June(AbstractModel):
         days = inputs_t.day - state.infected_on
         x, _ = infectiousness(course, days)
         x = x + (_TOTAL / _ACTIVE_DAYS) * state.active
-        # Isolation keeps people from everything but their household.
-        isolated = (days >= course.onset) & (days < course.end)
-        outside = x * (1 - inputs_t.isolation * jnp.where(isolated, state.isolates, 0))
+        # In isolation one gives up contacts outside the household. In a force of infection, a sum over many, the share
+        # given up does what the share of those who isolate does, without a draw and with an exact derivative.
+        given_up = inputs_t.isolation * params.compliance
+        isolated = (days >= course.onset) & (days < course.end) & (course.symptomatic > 0)
+        outside = x * (1 - jnp.where(isolated, given_up, 0))
 
         # Whatever is common to an area, age and sex is put together in that small table, and handed out once.
         susceptibility = params.susceptibility[tables.BAND_OF_GROUP]
@@ -267,7 +267,6 @@ class June(AbstractModel):
             latent=latent,
             active=active,
             course=course,
-            isolates=state.isolates,
             counts=self._counts(caught, state, inputs_t.day - infected_on),
         )
 
@@ -329,6 +328,16 @@ class June(AbstractModel):
         by_area = jnp.matmul(cells.reshape(self.n_areas, tables.N_GROUPS), to_band, precision="highest")
         return jax.ops.segment_sum(by_area, self.region, self.n_regions)
 
+    def _seroprevalence(self, params, infections: Float[Array, "days regions bands"]) -> Float[Array, " days"]:
+        """Share of those of the ages that are tested who have antibodies that a test can find; they do not wane."""
+        days = infections.shape[0]
+        adults = jnp.asarray([low in tables.SEROLOGY_BANDS for low in tables.AGE_BANDS], infections.dtype)
+        to_onset = [(tables.EXPOSED[0] + params.incubation, tables.EXPOSED[1]), tables.PRESYMPTOMATIC]
+        delay = delay_distribution([*to_onset, tables.TO_ANTIBODIES], days)
+        converted = jnp.sum(delayed(infections, adults, delay), axis=(1, 2))
+        members = self.people_per_agent * jnp.sum(adults[self.band.astype(jnp.int32)])
+        return jnp.cumsum(converted) / jnp.maximum(members, 1)
+
     def observe(self, params, state, inputs_t, rng):
         return {name: self.people_per_agent * x for name, x in state.counts.items()}
 
@@ -351,6 +360,7 @@ class June(AbstractModel):
             "expected_deaths": delayed(infections, severe * critical * dies, delay_distribution(to_death, days)),
         }
         out = {name: jnp.sum(x, axis=(1, 2)) for name, x in full.items()}
+        out["seroprevalence"] = self._seroprevalence(params, infections)
         if self.detail:
             out |= {f"{name}_by_age": jnp.sum(x, axis=1) for name, x in full.items()}
             out |= {f"{name}_by_region": jnp.sum(x, axis=2) for name, x in full.items()}

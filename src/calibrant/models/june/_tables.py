@@ -41,6 +41,11 @@ TO_CRITICAL = (-0.1054, 1.0108)
 TO_DEATH = (2.2786, 0.4282)
 MILD_RECOVERY = (2.0491, 0.2462)
 HOSPITAL_RECOVERY = (2.8387, 0.3382)
+#: From symptom onset to antibodies that a test finds: median 13 days, 90% within three weeks (assumed; medians of
+#: 11 to 14 days for IgG are reported, Borremans et al. 2020, eLife 9: e60122).
+TO_ANTIBODIES = (2.565, 0.4)
+#: Lower ends of the age bands whose seroprevalence is an output: from 20 to 69, about those who give blood.
+SEROLOGY_BANDS = (20, 30, 40, 50, 60)
 
 #: Infectiousness: a gamma density of the days since symptom onset, shifted, times a personal maximum.
 MAX_INFECTIOUSNESS = (0.0, 0.5)  # log-normal

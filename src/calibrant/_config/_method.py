@@ -1,0 +1,95 @@
+"""The method: what a configuration may say of it, and how it is built."""
+
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from calibrant import estimators, posteriors
+from calibrant._autodiff import CheckpointedReverseMode, HybridMode, ReverseMode
+from calibrant._config._error import ConfigError
+from calibrant._config._schema import Strict
+from calibrant._horizon import AbstractHorizon, BlockHorizon, FullHorizon, GeometricHorizon, SlidingHorizon
+from calibrant._sampling import GumbelSoftmax
+from calibrant.inference import GVI, FlowScore
+
+_PASSED_ON = (
+    "weight",
+    "simulations",
+    "replicates",
+    "max_updates",
+    "learning_rate",
+    "kl_samples",
+    "evaluate_every",
+    "evaluation_simulations",
+    "patience",
+    "max_failed_fraction",
+    "simulations_at_once",
+)
+
+
+class MethodConfig(Strict):
+    """Arguments of `GVI`, by name."""
+
+    weight: float = Field(default=1.0, ge=0)
+    simulations: PositiveInt = 5
+    replicates: PositiveInt = 1
+    max_updates: PositiveInt = 5000
+    learning_rate: PositiveFloat = 1e-3
+    kl_samples: PositiveInt = 1000
+    evaluate_every: PositiveInt = 100
+    evaluation_simulations: PositiveInt = 100
+    patience: PositiveInt | None = None
+    max_failed_fraction: float = Field(default=0.5, ge=0, le=1)
+    simulations_at_once: PositiveInt | None = None
+    estimator: Literal["straight-through", "gumbel-softmax", "score-function", "flow-score"] = "straight-through"
+    temperature: PositiveFloat | None = None
+    mode: Literal["reverse", "checkpointed", "hybrid"] = "reverse"
+    horizon: Literal["full"] | dict[Literal["sliding", "block", "geometric"], float] = "full"
+    keep: list[str] = []
+    posterior: Literal["masked-autoregressive", "coupling-spline", "full-rank-gaussian"] = "masked-autoregressive"
+
+    @field_validator("horizon", mode="before")
+    @classmethod
+    def _one_horizon(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) == 1:
+            ((kind, number),) = value.items()
+            if kind in ("sliding", "block", "geometric") and isinstance(number, (int, float)) and np.isfinite(number):
+                return value
+        if value != "full":
+            raise ValueError('give "full", { sliding = 3 }, { block = 10 } or { geometric = 0.9 }')
+        return value
+
+    @model_validator(mode="after")
+    def _temperature_is_used(self):
+        if self.temperature is not None and self.estimator != "gumbel-softmax":
+            raise ValueError("temperature is of the estimator gumbel-softmax; name it, or leave temperature out")
+        return self
+
+    def build(self) -> GVI:
+        """The method."""
+        estimator = {
+            "straight-through": estimators.Pathwise(),
+            "gumbel-softmax": estimators.Pathwise(GumbelSoftmax(self.temperature or 0.1)),
+            "score-function": estimators.ScoreFunction(),
+            "flow-score": FlowScore(),
+        }[self.estimator]
+        mode = {"reverse": ReverseMode(), "checkpointed": CheckpointedReverseMode(), "hybrid": HybridMode()}[self.mode]
+        family = {
+            "masked-autoregressive": posteriors.MaskedAutoregressiveFlow(),
+            "coupling-spline": posteriors.CouplingSplineFlow(),
+            "full-rank-gaussian": posteriors.FullRankGaussian(),
+        }[self.posterior]
+        arguments = {name: getattr(self, name) for name in _PASSED_ON}
+        return GVI(estimator=estimator, mode=mode, horizon=self._horizon(), family=family, **arguments)
+
+    def _horizon(self) -> AbstractHorizon:
+        keep = tuple(self.keep)
+        if isinstance(self.horizon, str):
+            return FullHorizon(keep=keep)
+        ((kind, length),) = self.horizon.items()
+        if kind == "geometric":
+            return GeometricHorizon(length, keep=keep)
+        if length != round(length):
+            raise ConfigError(f"method.horizon: {kind} takes a whole number, got {length}.")
+        return SlidingHorizon(int(length), keep=keep) if kind == "sliding" else BlockHorizon(int(length), keep=keep)
