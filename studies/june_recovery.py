@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=300)
     parser.add_argument("--learning-rate", type=float, default=1e-2)
     parser.add_argument("--data-sets", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--at-once", type=int, default=5)
+    parser.add_argument("--at-once", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("studies/out/june_recovery"))
     arguments = parser.parse_args()
     world = cal.worlds.build_world(round(arguments.people), seed=1)

@@ -42,8 +42,8 @@ def expect(
       for common random numbers.
     - `estimator`: what `jax.grad` of the losses is; `Pathwise()` by default.
     - `mode`, `horizon`: as in `simulate`.
-    - `simulations_at_once`: run at most so many simulations side by side. In modes that store the simulation the
-      reverse pass then runs each group again.
+    - `simulations_at_once`: run at most so many simulations side by side. In modes that store the simulation each group
+      of a separable estimator is differentiated as soon as it has run; of others, the reverse pass runs it again.
 
     **Raises:** `ValueError` for unknown parameters and for combinations that cannot work.
     """
@@ -69,6 +69,24 @@ def expect(
         raise ValueError(f"`simulations_at_once` is at least 1, got {simulations_at_once}.")
     estimator.check(problem, batch, replicates)
 
+    how = _How(estimator, mode, horizon, simulations_at_once)
+    rows = 0 if simulations_at_once is None else simulations_at_once // replicates
+    if estimator.separable and mode.stores_steps and 0 < rows < batch:
+        return Expectation(*_gradients_in_groups(values, problem, seeds, how, rows))
+    return Expectation(*_estimate(values, problem, seeds, how))
+
+
+class _How(eqx.Module):
+    estimator: AbstractEstimator
+    mode: AbstractMode
+    horizon: AbstractHorizon
+    at_once: int | None = eqx.field(static=True)
+
+
+def _estimate(values: Mapping[str, Array], problem: Problem, seeds: Array, how: _How) -> tuple[Array, Array]:
+    """Losses, and whether they and their simulations are finite."""
+    rows, replicates = seeds.shape[:2]
+
     def run(values: Mapping[str, Array], seeds: Array, rule: AbstractSamplingRule, record: bool) -> Trajectory:
         def one(values, seed):
             return simulate(
@@ -78,34 +96,76 @@ def expect(
                 steps=problem.steps,
                 inputs=problem.inputs,
                 rule=rule,
-                mode=mode,
-                horizon=horizon,
+                mode=how.mode,
+                horizon=how.horizon,
                 record=record,
             )
 
-        if simulations_at_once is None or simulations_at_once >= batch * replicates:
+        if how.at_once is None or how.at_once >= rows * replicates:
             return jax.vmap(jax.vmap(one, (None, 0)))(values, seeds)
         repeated = jax.tree.map(lambda x: jnp.repeat(x, replicates, axis=0), dict(values))
-        flat = _map_in_groups(one, repeated, seeds.reshape(-1, 2), simulations_at_once, recompute=mode.stores_steps)
-        return jax.tree.map(lambda x: x.reshape(batch, replicates, *x.shape[1:]), flat)
+        flat = _map_in_groups(one, repeated, seeds.reshape(-1, 2), how.at_once, recompute=how.mode.stores_steps)
+        return jax.tree.map(lambda x: x.reshape(rows, replicates, *x.shape[1:]), flat)
 
-    losses, trajectories = estimator.losses(problem, run, values, seeds)
+    losses, trajectories = how.estimator.losses(problem, run, values, seeds)
     finite = jnp.isfinite(losses)
     for leaf in jax.tree.leaves(trajectories.outputs):
         if eqx.is_inexact_array(leaf):
-            finite &= jnp.all(jnp.isfinite(leaf.reshape(batch, -1)), axis=1)
-    return Expectation(losses, jax.lax.stop_gradient(finite))
+            finite &= jnp.all(jnp.isfinite(leaf.reshape(rows, -1)), axis=1)
+    return losses, jax.lax.stop_gradient(finite)
+
+
+def _groups(count: int, size: int) -> Array:
+    """Indices of groups of equal size; the last is filled with copies of the last index."""
+    groups = -(-count // size)
+    return jnp.minimum(jnp.arange(groups * size), count - 1).reshape(groups, size)
+
+
+def _flat(tree, count: int):
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], tree)
+
+
+@eqx.filter_custom_vjp
+def _gradients_in_groups(values, problem: Problem, seeds: Array, how: _How, size: int):
+    """`_estimate`, `size` rows at a time, where rows are independent.
+
+    A group is differentiated as soon as it has run, so that neither are its steps kept until the reverse pass nor is it
+    run again there: the reverse pass multiplies gradients of the losses, which are as small as the values.
+    """
+
+    def group(i):
+        return _estimate(jax.tree.map(lambda x: x[i], values), problem, seeds[i], how)
+
+    return _flat(jax.lax.map(group, _groups(seeds.shape[0], size)), seeds.shape[0])
+
+
+@_gradients_in_groups.def_fwd
+def _forward(perturbed, values, problem, seeds, how, size):
+    del perturbed
+
+    def group(i):
+        def losses(values):
+            return _estimate(values, problem, seeds[i], how)
+
+        out, pull_back, finite = jax.vjp(losses, jax.tree.map(lambda x: x[i], values), has_aux=True)
+        return out, finite, pull_back(jnp.ones_like(out))[0]
+
+    losses, finite, gradients = _flat(jax.lax.map(group, _groups(seeds.shape[0], size)), seeds.shape[0])
+    return (losses, finite), gradients
+
+
+@_gradients_in_groups.def_bwd
+def _backward(gradients, cotangents, perturbed, values, problem, seeds, how, size):
+    del perturbed, values, problem, seeds, how, size
+    return jax.tree.map(lambda g: cotangents[0].reshape(-1, *(1,) * (g.ndim - 1)) * g, gradients)
 
 
 def _map_in_groups(fn, values, seeds, size: int, *, recompute: bool):
     """`vmap(fn)(values, seeds)`, `size` at a time; `recompute` forgets a group's intermediates for the reverse pass."""
     count = seeds.shape[0]
-    groups = -(-count // size)
-    # The last group is filled with copies of the last simulation, which are dropped.
-    index = jnp.minimum(jnp.arange(groups * size), count - 1).reshape(groups, size)
 
     def group(index):
         return jax.vmap(fn)(jax.tree.map(lambda x: x[index], values), seeds[index])
 
-    out = jax.lax.map(jax.checkpoint(group) if recompute else group, index)
-    return jax.tree.map(lambda x: x.reshape(groups * size, *x.shape[2:])[:count], out)
+    out = jax.lax.map(jax.checkpoint(group) if recompute else group, _groups(count, size))
+    return _flat(out, count)

@@ -30,6 +30,8 @@ class AbstractEstimator(eqx.Module):
 
     #: Whether its expectation is the derivative of the expected loss, for hard draws and under the full horizon.
     unbiased: AbstractClassVar[bool]
+    #: Whether the estimate at one value of the parameters is independent of the others in the batch.
+    separable: AbstractClassVar[bool]
 
     @abc.abstractmethod
     def losses(

@@ -17,6 +17,7 @@ class Pathwise(AbstractEstimator):
     rule: AbstractSamplingRule = eqx.field(default_factory=StraightThrough)
 
     unbiased = False
+    separable = True
 
     def losses(self, problem, run, values, seeds):
         trajectories = run(values, seeds, self.rule, False)

@@ -29,6 +29,7 @@ class ScoreFunction(AbstractEstimator):
     """
 
     unbiased = True
+    separable = False
 
     def check(self, problem, batch, replicates):
         super().check(problem, batch, replicates)
