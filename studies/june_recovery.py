@@ -25,6 +25,7 @@ import calibrant as cal
 from calibrant._files import atomic_path, write_text
 from calibrant.models.june import Calendar
 
+FAMILIES = {"full-rank": cal.posteriors.FullRankGaussian(), "autoregressive": cal.posteriors.MaskedAutoregressiveFlow()}
 STREAM, DAYS = "cumulative_infections", 50
 
 
@@ -80,12 +81,13 @@ def one_data_set(model: Any, index: int, arguments: argparse.Namespace) -> dict[
         weight=weight,
         simulations=arguments.simulations,
         replicates=arguments.replicates,
+        family=FAMILIES[arguments.posterior],
         horizon=horizon,
         mode=mode,
         learning_rate=arguments.learning_rate,
         max_updates=arguments.updates,
         evaluate_every=max(arguments.updates // 5, 1),
-        evaluation_simulations=20,
+        evaluation_simulations=40,
         simulations_at_once=arguments.at_once,
     )
     start = time.perf_counter()
@@ -162,11 +164,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--people", type=float, default=20_000)
     parser.add_argument("--horizon", default="0.8", help="full, 0, or the discount of a geometric horizon")
-    parser.add_argument("--weight", type=float, default=0.05)
+    parser.add_argument("--weight", type=float, default=0.2)
     parser.add_argument("--simulations", type=int, default=5)
     parser.add_argument("--replicates", type=int, default=1, help="more: of exp(-loss / weight), before its logarithm")
     parser.add_argument("--updates", type=int, default=300)
     parser.add_argument("--learning-rate", type=float, default=1e-2)
+    parser.add_argument("--posterior", choices=list(FAMILIES), default="full-rank")
     parser.add_argument("--data-sets", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--at-once", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("studies/out/june_recovery"))
@@ -176,7 +179,7 @@ def main() -> None:
     stored = arguments.out.with_suffix(".json")
     settings = {
         k: getattr(arguments, k)
-        for k in ("people", "horizon", "weight", "simulations", "replicates", "updates", "learning_rate")
+        for k in ("people", "horizon", "weight", "simulations", "replicates", "updates", "learning_rate", "posterior")
     }
     kept = json.loads(stored.read_text()) if stored.exists() else {"settings": settings, "cells": {}}
     if kept["settings"] != settings:

@@ -36,6 +36,18 @@ def test_the_same_seed_gives_the_same_bits():
     assert not np.array_equal(first.updates["loss"], other.updates["loss"])
 
 
+def test_a_calibration_may_begin_where_another_ended():
+    first = cal.calibrate(drift_problem(), method=quick(), progress=False)
+    again = cal.calibrate(drift_problem(), method=quick(max_updates=1), start=first.posterior, progress=False)
+    assert again.history[0]["objective"] == first.history[-1]["objective"] == min(x["objective"] for x in first.history)
+    family = cal.posteriors.FullRankGaussian()
+    with pytest.raises(ValueError, match="another family"):
+        cal.calibrate(drift_problem(), method=quick(family=family), start=first.posterior, progress=False)
+    priors = {name: dist.Normal(0.3, 0.2) for name in first.prior.names}
+    with pytest.raises(ValueError, match="other priors"):
+        cal.calibrate(drift_problem(), priors, method=quick(), start=first.posterior, progress=False)
+
+
 def test_nothing_is_compiled_after_the_first_updates():
     method, problem = quick(), drift_problem()
     prior = cal.Prior.of(problem)

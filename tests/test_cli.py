@@ -4,6 +4,7 @@ import csv
 import datetime as dt
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -117,6 +118,9 @@ def test_init_models_simulate(here, monkeypatch, capsys):
 def test_bundled_configurations_build(name, here):
     rows = "".join(f"{dt.date(2020, 3, 1) + dt.timedelta(days=i)},{i},{2 * i}\n" for i in range(200))
     (here / "london_daily_2020.csv").write_text("date,deaths_28day_positive_test,hospital_admissions\n" + rows)
+    (here / "blood_donor_serology.csv").write_text(
+        "date,region,assay,n_positive,total_samples\n2020-04-09,london,euro_immun,3,50\n2020-04-09,north,euro_immun,3,50\n"
+    )
     config = parse_config(bundled_configs()[name], name)
     if name == "june-london":
         config.model.options["scale"] = 0.0005
@@ -236,6 +240,16 @@ BAD = {
         JUNE.replace('name = "june"', 'name = "june"\nsteps = 5'),
         "give one",
     ),
+    "a share that is a column too": (
+        JUNE.replace("[loss]", '[data.shares.infections]\nfile = "d.csv"\npositive = "x"\ntested = "text"\n[loss]'),
+        "both in columns and in shares",
+    ),
+    "select without dates": (SMALL.format(data='file = "d.csv"\ncolumn = "x"\nselect = { a = "b" }'), "select needs"),
+    "binomial of counts": (JUNE.replace("log-mean-squared-error", "binomial"), "give them in data.shares"),
+    "binomial of periods": (
+        JUNE.replace('name = "log-mean-squared-error"', 'name = "binomial"\nevery = 7'),
+        "shares cannot be added up",
+    ),
     "horizon": (SMALL.format(data="synthetic = { seed = 1 }") + "horizon = { sliding = 1.5 }\n", "whole number"),
 }
 
@@ -334,6 +348,53 @@ def test_june_is_fitted_forecast_and_asked_what_if(here, monkeypatch, capsys):
         code, _, err = run(monkeypatch, capsys, "simulate", "runs/c", "--policy", "bad.toml")
         assert code == 2
         assert expected in err
+
+
+SHARES = """
+[data.shares.seroprevalence]
+file = "blood.csv"
+positive = "positive"
+tested = "tested"
+select = { region = "here" }
+[loss.weights]
+seroprevalence = 0
+[loss.streams.infections]
+name = "poisson"
+[loss.streams.seroprevalence]
+name = "binomial"
+sensitivity = 0.9
+"""
+
+
+def test_shares_and_a_random_walk_of_contacts(here, monkeypatch, capsys):
+    rows = "".join(f"2020-03-{day:02d},{day}\n" for day in range(1, 13))
+    (here / "d.csv").write_text("date,cases\n" + rows)
+    (here / "blood.csv").write_text("date,region,positive,tested\n2020-03-07,here,3,20\n2020-03-07,there,9,20\n")
+    text = JUNE.replace('factor = "distance"', 'factor = "distance"\nevery = 3')
+    text = text.replace('"Normal", loc = [-1.0], scale = [0.5]', '"GaussianRandomWalk", scale = 0.3, num_steps = 3')
+    text = text.replace('[loss]\nname = "log-mean-squared-error"\n', SHARES)
+    (here / "c.toml").write_text(text)
+    code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet")
+    assert code == 0, err
+    config = parse_config(text, "c")
+    problem, prior, _ = config.build(here)
+    assert prior.distributions["log_contact"].shape() == (3,)
+    assert np.nanmax(problem.data["seroprevalence"]) == 0.15
+
+    # Weight 0: read, simulated and shown, not fitted.
+    simulated = {"infections": jnp.ones((1, 9)), "seroprevalence": jnp.full((1, 9), 0.1)}
+    other = {**simulated, "seroprevalence": jnp.full((1, 9), 0.9)}
+    assert problem.evaluate(simulated, {}) == problem.evaluate(other, {})
+    problem, _, _ = parse_config(text.replace("seroprevalence = 0", "seroprevalence = 1"), "c").build(here)
+    assert problem.evaluate(simulated, {}) < problem.evaluate(other, {})
+
+    # A run may begin where another ended, if it is about the same.
+    code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml", "--start", "runs/c", "--out", "on", "--size", "500")
+    assert code == 0, err
+    (here / "other.toml").write_text(text.replace("loc = -1.5", "loc = -1.4"))
+    code, _, err = run(monkeypatch, capsys, "calibrate", "other.toml", "--start", "runs/c", "--quiet")
+    assert code == 2
+    assert "--start runs/c: The start has other priors" in err
 
 
 def test_a_result_survives_an_interrupted_report(here, monkeypatch, capsys):

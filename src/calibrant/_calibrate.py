@@ -13,6 +13,7 @@ from calibrant._prior import Prior
 from calibrant._problem import Problem
 from calibrant._progress import AbstractProgress, NoProgress, TerminalProgress
 from calibrant.inference import GVI, AbstractMethod, Evaluation, Result, best_evaluation
+from calibrant.posteriors import Posterior
 
 _FIXED, _FRESH = 0, 1
 _KEPT_FAILURES = 10_000
@@ -32,6 +33,7 @@ def calibrate(
     *,
     method: AbstractMethod | None = None,
     seed: int = 0,
+    start: Posterior | None = None,
     progress: "bool | AbstractProgress" = True,
     throw: bool = True,
 ) -> Calibration:
@@ -43,6 +45,8 @@ def calibrate(
     - `priors`: of the free parameters, by name; by default all of the model's own.
     - `method`: `GVI()` by default.
     - `seed`: equal seeds give equal bits (same program, versions and kind of device).
+    - `start`: begin at this posterior, of the same parameters, priors and family, and not at the prior: at what a
+      smaller model of the same kind has learnt, say.
     - `progress`: a bar on standard error, or an object of one's own.
     - `throw`: raise `CalibrationError` if it did not end well; otherwise the result code says so.
 
@@ -56,7 +60,7 @@ def calibrate(
         progress = TerminalProgress(total) if progress else NoProgress()
     started = time.perf_counter()
 
-    state = method.init(problem, prior, seed)
+    state = method.init(problem, prior, seed, start)
     best, history, records = state, [_row(0, method.evaluate(problem, state, _FIXED))], []
     result, compiled = None, 0.0
     with progress:

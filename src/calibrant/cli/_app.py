@@ -74,6 +74,7 @@ def calibrate_command(
     size: Annotated[float | None, typer.Option(help="JUNE: people of the built town")] = None,
     scale: Annotated[float | None, typer.Option(help="JUNE: of London's population, up to 1")] = None,
     data: Annotated[Path | None, typer.Option(help="directory of the data file")] = None,
+    start: Annotated[Path | None, typer.Option(help="run directory whose posterior to begin with")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing run directory")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
 ) -> None:
@@ -102,7 +103,16 @@ def calibrate_command(
     out = Path("runs") / name if out is None else out
     refuse_existing(out, overwrite)
     problem, prior, method = settings.build(directory)
-    result = calibrate(problem, prior, method=method, seed=seed, progress=not quiet, throw=False)
+    begin = None
+    if start is not None:
+        begin = read_run(start)[-1].posterior
+        text += f"\n# on the command line: --start {start}\n"
+    try:
+        result = calibrate(problem, prior, method=method, seed=seed, start=begin, progress=not quiet, throw=False)
+    except ValueError as error:
+        if begin is None:
+            raise
+        raise ConfigError(f"--start {start}: {error}") from error
     report = write_run(out, name, settings, text, directory, problem, result)
     table = Table("parameter", "median", "90% interval")
     draws = result.sample(0, 10_000)

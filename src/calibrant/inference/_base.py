@@ -91,8 +91,11 @@ class AbstractMethod(eqx.Module):
         """Refuse, with a `ValueError`, what cannot work."""
 
     @abc.abstractmethod
-    def init(self, problem: Problem, prior: Prior, seed: int) -> State:
-        """The state before the first update."""
+    def init(self, problem: Problem, prior: Prior, seed: int, start: Posterior | None = None) -> State:
+        """The state before the first update: at (or near) the prior, or at another posterior of the same kind.
+
+        **Raises:** `ValueError` if `start` has other parameters, other priors, or is of another family.
+        """
 
     @abc.abstractmethod
     def step(self, problem: Problem, state: State, updates: int) -> tuple[State, UpdateRecord]:

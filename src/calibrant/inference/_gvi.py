@@ -132,12 +132,14 @@ class GVI(AbstractMethod):
         else:
             self.estimator.check(problem, self.simulations, self.replicates)
 
-    def init(self, problem, prior, seed):
+    def init(self, problem, prior, seed, start=None):
         self.check(problem, prior)
         words = as_seed(seed)
         key = jax.random.wrap_key_data(seeds(words, (), stream=_FLOW_NOISE).reshape(2))
         flow = self.family.build(key, prior.dim)
-        if not prior.is_standard:
+        if start is not None:
+            flow = _same_kind(start, prior, flow)
+        elif not prior.is_standard:
             flow = _fit_to_prior(flow, prior, jax.random.fold_in(key, _FIT_TO_PRIOR))
         posterior = Posterior(prior, flow)
         optimiser = self._optimiser().init(trainable(flow)[0])  # pyright: ignore[reportArgumentType]
@@ -298,6 +300,20 @@ def _evaluate(method: GVI, problem: Problem, state: State, stream: Array | int) 
 
 
 @eqx.filter_jit
+def _same_kind(start: Posterior, prior: Prior, flow):
+    """The flow of `start`, if it has the parameters and the form of `flow`."""
+    if start.prior.names != prior.names:
+        raise ValueError(
+            f"The start has the parameters {', '.join(start.prior.names)}, and here there are {', '.join(prior.names)}."
+        )
+    if not eqx.tree_equal(start.prior, prior):
+        raise ValueError("The start has other priors than this calibration; its coordinates mean something else.")
+    shapes = [jax.tree.map(jnp.shape, eqx.filter(x, eqx.is_array)) for x in (start.flow, flow)]
+    if jax.tree.structure(start.flow) != jax.tree.structure(flow) or shapes[0] != shapes[1]:
+        raise ValueError("The start is a posterior of another family; calibrate with the `posterior` that it has.")
+    return start.flow
+
+
 def _fit_to_prior(flow, prior: Prior, key, steps: int = 1000, samples: int = 512, learning_rate: float = 1e-2):
     """Minimise KL(flow || prior) in the coordinates, for priors that are no standard normal there."""
     moving, fixed = trainable(flow)
