@@ -41,7 +41,7 @@ def picture(names: list[str], truth: tuple, found: dict[str, tuple], path: Path)
         axis.set_xticks(range(len(shown)), [names[i].removeprefix("log_beta_") for i in shown], rotation=60, ha="right")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("derivative over central difference")
-    axes[0].legend(fontsize=7.5, frameon=False)
+    axes[0].legend(fontsize=7.5, frameon=False, title="discount a step", title_fontsize=7.5)
     with atomic_path(path) as part:
         figure.savefig(part, dpi=150, format="png")
 

@@ -153,9 +153,7 @@ def picture(cells: dict[str, Any], path: Path) -> None:
     axes[0].set_xticks(range(len(names)), names, rotation=60, ha="right")
     axes[0].set_ylabel("posterior minus truth, in prior sds\n(bars: 90%)")
     axes[1].plot([0, 1], [0, 1], color="0.6", lw=0.8)
-    axes[1].set(
-        xlabel="sd by the curvature of the loss, over the prior's", ylabel="sd of the posterior, over the prior's"
-    )
+    axes[1].set(xlabel="sd predicted from curvature / prior's", ylabel="sd of the posterior / prior's")
     with atomic_path(path) as part:
         figure.savefig(part, dpi=150, format="png")
 

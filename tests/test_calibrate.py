@@ -48,6 +48,22 @@ def test_a_calibration_may_begin_where_another_ended():
         cal.calibrate(drift_problem(), priors, method=quick(), start=first.posterior, progress=False)
 
 
+def test_a_start_narrower_than_the_prior_and_a_falling_learning_rate():
+    method = quick(family=cal.posteriors.FullRankGaussian(0.2), learning_rate=1e-2, final_learning_rate=1e-6)
+    problem = drift_problem()
+    state = method.init(problem, cal.Prior.of(problem), 0)
+    narrow, prior = (x.sample(jax.random.key(0), 4000) for x in (state.posterior, state.posterior.prior))
+    for name in prior:
+        np.testing.assert_allclose(narrow[name].std() / prior[name].std(), 0.2, rtol=0.3)
+    steps = []
+    for _ in range(2):  # the first twenty updates and the last
+        before = jax.tree.leaves(eqx.filter(state.posterior.flow, eqx.is_inexact_array))
+        state, _ = method.step(problem, state, 20)
+        after = jax.tree.leaves(eqx.filter(state.posterior.flow, eqx.is_inexact_array))
+        steps.append(sum(float(jnp.abs(a - b).sum()) for a, b in zip(after, before, strict=True)))
+    assert 0 < steps[1] < 0.5 * steps[0]
+
+
 def test_nothing_is_compiled_after_the_first_updates():
     method, problem = quick(), drift_problem()
     prior = cal.Prior.of(problem)
@@ -177,6 +193,16 @@ def test_saved_runs_open_elsewhere(tmp_path):
         (lambda: cal.GVI(weight=-1.0), "weight"),
         (lambda: cal.GVI(patience=0), "patience"),
         (lambda: cal.GVI(max_failed_fraction=2.0), "max_failed_fraction"),
+        (lambda: cal.posteriors.FullRankGaussian(0.0), "above 0"),
+        (
+            lambda: cal.calibrate(
+                drift_problem(),
+                {"theta": dist.Gamma(2.0, 1.0)},
+                method=quick(family=cal.posteriors.FullRankGaussian(0.5)),
+            ),
+            "quantile function",
+        ),
+        (lambda: cal.GVI(final_learning_rate=1e-3, optimiser=cal.inference.default_optimiser()), "not both"),
         (lambda: cal.GVI(learning_rate=1e-3, optimiser=cal.inference.default_optimiser()), "not both"),
         (lambda: drift_problem(cal.losses.GaussianLogLikelihood("theta")), "rename"),
         (

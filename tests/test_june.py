@@ -15,6 +15,7 @@ from calibrant.models.june import AGE_BANDS, LEISURE, VENUES, Calendar, Policy
 from calibrant.models.june import _tables as tables
 from calibrant.models.june._course import draw_course, infectiousness
 from calibrant.models.june._expected import delay_distribution
+from calibrant.models.june._june import _share_of_echo
 
 MONDAY, SATURDAY = dt.date(2020, 3, 2), dt.date(2020, 3, 7)
 June = cal.models.June
@@ -425,6 +426,40 @@ def test_modes_agree_on_june(horizon):
         for name, g in got.items():
             assert expected[name] != 0
             np.testing.assert_allclose(g, expected[name], rtol=1e-8)
+
+
+def test_echoes_in_a_group_add_up_to_an_outbreak():
+    """What a derivative repeats, s R + (s R)^2 + ..., is the expected number of others infected."""
+    total = 1.10
+    for others, reproduction in ((1, 0.3), (1, 5.0), (3, 0.8), (3, 20.0), (49, 3.0)):
+        share = _share_of_echo(jnp.array([reproduction / total]), jnp.array([1 / others]))
+        once = float(share[0]) * reproduction
+        assert once < 1
+        a = 0.5
+        for _ in range(200):  # the equation of the final size
+            a = 1 - np.exp(-reproduction / others * (1 + (others - 1) * a))
+        np.testing.assert_allclose(once / (1 - once), others * a, rtol=0.02)
+    # In a pair it is exact: the other is infected or not.
+    share = _share_of_echo(jnp.array([2.0 / total]), jnp.array([1.0]))
+    once = 2 * float(share[0])
+    np.testing.assert_allclose(once / (1 - once), 1 - np.exp(-2), rtol=1e-5)
+    # A rare infection is repeated as it is.
+    np.testing.assert_allclose(_share_of_echo(jnp.array([1e-3]), jnp.array([0.25])), 1, rtol=0.01)
+
+
+def test_the_full_derivative_stays_bounded_where_households_repeat():
+    """Where all of a household is infected by one, the derivative in the household's intensity must not explode."""
+    n = 300  # pairs; nothing spreads outside them
+    world = make_world([30] * (2 * n), np.repeat(np.arange(n), 2), [-1] * (2 * n))
+    model, params = _at_once(June(world, Calendar(MONDAY, 60)), log_seed=-1.0)
+
+    def infected(log_beta):
+        how: dict = {"mode": cal.CheckpointedReverseMode(), "horizon": cal.FullHorizon()}
+        out = cal.simulate(model, params.replace({"log_beta_household": log_beta}), seed=1, **how).outputs
+        return out["cumulative_infections"][-1] / (2 * n)
+
+    for log_beta in (0.0, 1.0, 2.0):
+        assert abs(float(jax.grad(infected)(jnp.array(log_beta)))) < 1
 
 
 def test_a_jacobian_and_its_chunks_are_equal_to_the_bit():

@@ -22,15 +22,18 @@ from numpyro.distributions.transforms import ExpTransform, Transform
 from calibrant._problem import Problem
 
 if TYPE_CHECKING:  # a spelling that type checkers do not take for fields
+    from typing import ClassVar as AbstractClassVar
     from typing import ClassVar as AbstractVar
 else:
-    from equinox import AbstractVar
+    from equinox import AbstractClassVar, AbstractVar
 
 
 class AbstractCoordinate(eqx.Module):
     """The map between one parameter and its unconstrained coordinate, both of any shape."""
 
     prior: AbstractVar[dist.Distribution]
+    #: Whether the prior is a standard normal in the coordinate.
+    is_standard: AbstractClassVar[bool]
 
     @property
     @abc.abstractmethod
@@ -54,6 +57,8 @@ class QuantileCoordinate(AbstractCoordinate):
     """`theta = F^-1(Phi(z))`: in `z` the prior is a standard normal."""
 
     prior: dist.Distribution
+
+    is_standard = True
 
     @property
     def shape(self):
@@ -84,6 +89,8 @@ class BijectionCoordinate(AbstractCoordinate):
     """numpyro's bijection from the real line (or space) to the support of the prior."""
 
     prior: dist.Distribution
+
+    is_standard = False
 
     @property
     def _bijection(self) -> Transform:
@@ -222,7 +229,7 @@ class Prior(eqx.Module):
     @property
     def is_standard(self) -> bool:
         """Whether the prior is a standard normal in the coordinates."""
-        return all(isinstance(c, QuantileCoordinate) for c in self.coordinates)
+        return all(c.is_standard for c in self.coordinates)
 
     def _split(self, z: Float[Array, " dim"]) -> list[Array]:
         sizes = [int(np.prod(c.shape)) for c in self.coordinates]

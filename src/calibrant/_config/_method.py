@@ -19,6 +19,7 @@ _PASSED_ON = (
     "replicates",
     "max_updates",
     "learning_rate",
+    "final_learning_rate",
     "kl_samples",
     "evaluate_every",
     "evaluation_simulations",
@@ -36,6 +37,7 @@ class MethodConfig(Strict):
     replicates: PositiveInt = 1
     max_updates: PositiveInt = 5000
     learning_rate: PositiveFloat = 1e-3
+    final_learning_rate: PositiveFloat | None = None
     kl_samples: PositiveInt = 1000
     evaluate_every: PositiveInt = 100
     evaluation_simulations: PositiveInt = 100
@@ -48,6 +50,7 @@ class MethodConfig(Strict):
     horizon: Literal["full"] | dict[Literal["sliding", "block", "geometric"], float] = "full"
     keep: list[str] = []
     posterior: Literal["masked-autoregressive", "coupling-spline", "full-rank-gaussian"] = "masked-autoregressive"
+    initial_scale: PositiveFloat = 1.0
 
     @field_validator("horizon", mode="before")
     @classmethod
@@ -61,7 +64,11 @@ class MethodConfig(Strict):
         return value
 
     @model_validator(mode="after")
-    def _temperature_is_used(self):
+    def _arguments_are_used(self):
+        if self.initial_scale != 1 and self.posterior != "full-rank-gaussian":
+            raise ValueError(
+                "initial_scale is of the posterior full-rank-gaussian; name it, or leave initial_scale out"
+            )
         if self.temperature is not None and self.estimator != "gumbel-softmax":
             raise ValueError("temperature is of the estimator gumbel-softmax; name it, or leave temperature out")
         return self
@@ -78,7 +85,7 @@ class MethodConfig(Strict):
         family = {
             "masked-autoregressive": posteriors.MaskedAutoregressiveFlow(),
             "coupling-spline": posteriors.CouplingSplineFlow(),
-            "full-rank-gaussian": posteriors.FullRankGaussian(),
+            "full-rank-gaussian": posteriors.FullRankGaussian(self.initial_scale),
         }[self.posterior]
         arguments = {name: getattr(self, name) for name in _PASSED_ON}
         return GVI(estimator=estimator, mode=mode, horizon=self._horizon(), family=family, **arguments)

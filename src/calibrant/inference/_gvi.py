@@ -31,7 +31,14 @@ from calibrant._problem import Problem
 from calibrant._randomness import as_seed, seeds
 from calibrant.estimators import AbstractEstimator, Pathwise
 from calibrant.inference._base import AbstractMethod, Evaluation, Result, State, UpdateRecord, best_evaluation
-from calibrant.posteriors import AbstractPosterior, MaskedAutoregressiveFlow, Posterior, kl_from_prior, trainable
+from calibrant.posteriors import (
+    AbstractPosterior,
+    FullRankGaussian,
+    MaskedAutoregressiveFlow,
+    Posterior,
+    kl_from_prior,
+    trainable,
+)
 
 _FLOW_NOISE, _FIT_TO_PRIOR = 0, 1
 _EVALUATION_STREAMS = 0xFFFF0000  # far above any update number
@@ -63,8 +70,9 @@ class GVI(AbstractMethod):
     - `weight`: `w`, of the KL divergence from the prior. With a negative log-likelihood 1 is Bayes where the
       simulation has no noise, and approaches it with `losses.MarginalLikelihood`.
     - `simulations`: parameter values an update; `replicates`: simulations of each.
-    - `max_updates`; `learning_rate`, 1e-3 by default, of AdamW (weight decay 1e-4) after clipping at norm 1; or
-      `optimiser`, an optax transformation in its place.
+    - `max_updates`; `learning_rate`, 1e-3 by default, of AdamW (weight decay 1e-4) after clipping at norm 1; it falls
+      along half a cosine to `final_learning_rate` at `max_updates`, if that is given; or `optimiser`, an optax
+      transformation in its place.
     - `estimator`: of the gradient in the parameters (`Pathwise()`, ...), or `FlowScore()`.
     - `mode`, `horizon`, `simulations_at_once`: as in `expect`.
     - `kl_samples`: draws of the flow for the KL; the first `simulations` of them are also simulated.
@@ -80,6 +88,7 @@ class GVI(AbstractMethod):
     replicates: int = eqx.field(default=1, static=True)
     max_updates: int = eqx.field(default=5000, static=True)
     learning_rate: float | None = None
+    final_learning_rate: float | None = None
     optimiser: optax.GradientTransformation | None = eqx.field(default=None, static=True)
     estimator: "AbstractEstimator | FlowScore" = eqx.field(default_factory=Pathwise)
     mode: AbstractMode = eqx.field(default_factory=ReverseMode)
@@ -99,7 +108,7 @@ class GVI(AbstractMethod):
                 raise ValueError(f"GVI needs `{name}` to be a whole number >= 1, got {value!r}.")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"GVI needs a `patience` of at least 1, or None, got {self.patience}.")
-        if self.optimiser is not None and self.learning_rate is not None:
+        if self.optimiser is not None and not self.learning_rate is self.final_learning_rate is None:
             raise ValueError("GVI takes a `learning_rate` or an `optimiser`, not both.")
         if self.kl_samples < self.simulations:
             raise ValueError(
@@ -113,6 +122,8 @@ class GVI(AbstractMethod):
 
     def _optimiser(self) -> optax.GradientTransformation:
         rate = 1e-3 if self.learning_rate is None else self.learning_rate
+        if self.final_learning_rate is not None:
+            rate = optax.cosine_decay_schedule(rate, self.max_updates, self.final_learning_rate / rate)
         return default_optimiser(rate) if self.optimiser is None else self.optimiser
 
     def check(self, problem, prior):
@@ -122,6 +133,12 @@ class GVI(AbstractMethod):
             raise ValueError(
                 f"The horizon keeps '{unknown[0]}', which is no parameter of the model; "
                 f"it has {', '.join(problem.parameter_names)}."
+            )
+        if isinstance(self.family, FullRankGaussian) and self.family.scale != 1 and not prior.is_standard:
+            without = [n for n, c in zip(prior.names, prior.coordinates, strict=True) if not c.is_standard]
+            raise ValueError(
+                "A start at another scale than the prior's needs priors with a quantile function; "
+                f"that of {without[0]} has none."
             )
         if isinstance(self.estimator, FlowScore):
             if self.simulations < 2:

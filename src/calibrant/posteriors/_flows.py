@@ -115,11 +115,21 @@ class CouplingSplineFlow(AbstractPosterior):
 
 
 class FullRankGaussian(AbstractPosterior):
-    """A normal distribution with any mean and covariance, in the coordinates."""
+    """A normal distribution with any mean and covariance, in the coordinates.
+
+    **Arguments:** `scale`, of the start relative to the prior. Below 1 where most draws of the prior are hopeless, and
+    would drown what the few good ones say.
+    """
+
+    scale: float = 1.0
+
+    def __check_init__(self):
+        if not self.scale > 0:
+            raise ValueError(f"FullRankGaussian needs a scale above 0, got {self.scale}.")
 
     def build(self, key, dim) -> AbstractDistribution:
         del key
-        return Transformed(StandardNormal((dim,)), TriangularAffine(jnp.zeros(dim), jnp.eye(dim)))
+        return Transformed(StandardNormal((dim,)), TriangularAffine(jnp.zeros(dim), self.scale * jnp.eye(dim)))
 
 
 def _univariate_spline_flow(knots: int, interval: float) -> AbstractDistribution:

@@ -81,6 +81,28 @@ class JuneState(eqx.Module):
 _LATENT_DAYS, _ACTIVE_DAYS, _TOTAL = 3.3, 2.9, 1.10
 
 
+_SMALL = 20
+
+
+def _share_of_echo(intensity: Float[Array, " people"], contact: Float[Array, " people"]) -> Float[Array, " people"]:
+    """Share `s` of an echo that is heard in groups of at most `_SMALL`, where `contact` is 1 / (n - 1).
+
+    A derivative is linear: in it nobody is ever used up, and a group of n in which each infects R others would echo an
+    infection R + R^2 + ... times, where in truth at most n - 1 can follow. The share is such that
+
+        s R + (s R)^2 + ... = A = (n - 1) a,    a = 1 - exp(-R / (n - 1) (1 + (n - 2) a)),
+
+    A the expected number of others infected by the equation of the final size: s = A / ((1 + A) R). In large groups an
+    epidemic is over before anybody's infection has been repeated, so s = 1.
+    """
+    r = jnp.maximum(jax.lax.stop_gradient(_TOTAL * intensity), 1e-6)
+    attack = jnp.full_like(contact, 0.5)
+    for _ in range(8):  # converges fast in small groups
+        attack = -jnp.expm1(-r * (contact + attack * (1 - contact)))
+    others = attack / jnp.maximum(contact, 1e-6)
+    return others / ((1 + others) * r)
+
+
 class June(AbstractModel):
     """An epidemic in a `World`, through a `Calendar`.
 
@@ -240,19 +262,22 @@ class June(AbstractModel):
         course = state.course
         days = inputs_t.day - state.infected_on
         x, _ = infectiousness(course, days)
-        x = x + (_TOTAL / _ACTIVE_DAYS) * state.active
+        echo = (_TOTAL / _ACTIVE_DAYS) * state.active
         # In isolation one gives up contacts outside the household. In a force of infection, a sum over many, the share
         # given up does what the share of those who isolate does, without a draw and with an exact derivative.
         given_up = inputs_t.isolation * params.compliance
         isolated = (days >= course.onset) & (days < course.end) & (course.symptomatic > 0)
-        outside = x * (1 - jnp.where(isolated, given_up, 0))
+        kept = 1 - jnp.where(isolated, given_up, 0)
+        outside = x * kept + echo
+        at_home, at_work = self._saturation(beta)
 
         # Whatever is common to an area, age and sex is put together in that small table, and handed out once.
         susceptibility = params.susceptibility[tables.BAND_OF_GROUP]
         per_cell = jnp.broadcast_to(susceptibility, (self.n_areas, tables.N_GROUPS)).reshape(-1)
         leisure = self._leisure(beta, self.cells.sum(outside), inputs_t.weekend)
         common = per_cell * leisure + self._imports(params, inputs_t)
-        hazard = self._at_home_and_work(beta, x, outside) * self.cells.spread(per_cell) + self.cells.spread(common)
+        force = self._at_home_and_work(beta, x + at_home * echo, x * kept + at_work * echo)
+        hazard = force * self.cells.spread(per_cell) + self.cells.spread(common)
         caught = rng.bernoulli(-jnp.expm1(-hazard), site="infection", where=1 - state.infected)
 
         # An infection that a parameter makes a little more likely makes its person a little infectious later, realised
@@ -275,6 +300,14 @@ class June(AbstractModel):
         factor = inputs_t.factor * jnp.exp(inputs_t.free @ params.log_contact)
         return {name: 10 ** getattr(params, f"log_beta_{name}") * factor[i] for i, name in enumerate(tables.VENUES)}
 
+    def _saturation(self, beta) -> tuple[Float[Array, " people"], Float[Array, " people"]]:
+        """Share of an echo that is heard at home and at work: what makes its repetitions add up to an outbreak."""
+        at_home = jnp.where(self.in_care_home, beta["care_home"], beta["household"])
+        of_homes = _share_of_echo(at_home, self.residence_contact)
+        of_work = _share_of_echo(5 / 7 * self._at_work(beta), self.activity_contact)
+        large = (self.activity_contact < 1 / (_SMALL - 1)) & (self.activity_kind != ACTIVITIES.index("care home"))
+        return of_homes, jnp.where(large, 1, of_work)
+
     def _at_home_and_work(self, beta, x, outside):
         """Force of infection from residence and main activity on each person, a day, at susceptibility 1."""
         in_residence = self.residences.sum(x)
@@ -286,15 +319,18 @@ class June(AbstractModel):
 
         at_home = jnp.where(self.in_care_home, beta["care_home"], beta["household"]) * self.residence_contact
         force = at_home * (self.residences.spread(in_residence) - x)
+        others = self.activities.spread(in_activity) - jnp.where(self.activity_contact > 0, outside, 0)
+        return force + self._at_work(beta) * self.activity_contact * others
+
+    def _at_work(self, beta) -> Float[Array, " people"]:
+        """Intensity of contact in the main activity of each person."""
         kind = self.activity_kind
         by_kind = [beta[name.replace(" ", "_")] for name in ACTIVITIES]
-        at_work = jnp.where(
+        return jnp.where(
             kind < 2,
             jnp.where(kind == 0, by_kind[0], by_kind[1]),
             jnp.where(kind == 2, by_kind[2], by_kind[3]),
         )
-        others = self.activities.spread(in_activity) - jnp.where(self.activity_contact > 0, outside, 0)
-        return force + at_work * self.activity_contact * others
 
     def _leisure(self, beta, infectious: Float[Array, " cells"], weekend) -> Float[Array, " cells"]:
         """Force from leisure by (area, group). Oneself is not left out: one in the thousands who share a venue."""
