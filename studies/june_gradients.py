@@ -2,7 +2,7 @@
 
 Derivatives of log10 of cumulative infections on a few days, in every free parameter, at the defaults.
 
-    python studies/june_gradients.py [--people 20000] [--discounts 0 0.7 0.8 0.85 1] [--out studies/out/june_gradients]
+    python studies/june_gradients.py [--people 20000] [--discounts 0 0.8 0.87 0.95 1] [--out studies/out/june_gradients]
 """
 
 import argparse
@@ -49,7 +49,7 @@ def picture(names: list[str], truth: tuple, found: dict[str, tuple], path: Path)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--people", type=float, default=20_000)
-    parser.add_argument("--discounts", type=float, nargs="+", default=[0, 0.7, 0.8, 0.85, 1])
+    parser.add_argument("--discounts", type=float, nargs="+", default=[0, 0.8, 0.87, 0.95, 1])
     parser.add_argument("--runs", type=int, default=80, help="seeds of the differences; a third of it of derivatives")
     parser.add_argument("--step", type=float, default=0.15)
     parser.add_argument("--out", type=Path, default=Path("studies/out/june_gradients"))

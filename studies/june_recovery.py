@@ -4,7 +4,7 @@ For each data set a truth is drawn from the prior, data are simulated, and the p
 truths inside their 90% intervals and sets the posterior's widths beside those that the curvature of the loss predicts
 (Fisher information of the loss from central differences with common random numbers: no automatic differentiation).
 
-    python studies/june_recovery.py [--people 20000] [--horizon 0.8] [--weight 0.05] [--data-sets 0 1 2 3 4]
+    python studies/june_recovery.py [--people 20000] [--horizon full] [--weight 0.2] [--data-sets 0 1 2 3 4]
 
 Results are kept data set by data set in OUT.json; what is there already is not run again.
 """
@@ -161,7 +161,7 @@ def picture(cells: dict[str, Any], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--people", type=float, default=20_000)
-    parser.add_argument("--horizon", default="0.8", help="full, 0, or the discount of a geometric horizon")
+    parser.add_argument("--horizon", default="full", help="full, 0, or the discount of a geometric horizon")
     parser.add_argument("--weight", type=float, default=0.2)
     parser.add_argument("--simulations", type=int, default=5)
     parser.add_argument("--replicates", type=int, default=1, help="more: of exp(-loss / weight), before its logarithm")
