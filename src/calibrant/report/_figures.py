@@ -128,8 +128,11 @@ def history_figure(calibration: Calibration) -> Figure:
     axes[3].plot(each, calibration.updates["signal_to_noise"], color=GREY, lw=0.4)
     axes[3].axhline(1, color=RED, lw=0.9, ls="--")
     axes[3].set_title("gradient signal to noise (1: noise alone)", fontsize=9)
-    top = np.nanquantile(calibration.updates["signal_to_noise"], 0.995) if len(each) else 1
-    axes[3].set_ylim(0, max(2.0, float(top)))
+    ratios = calibration.updates["signal_to_noise"]
+    ratios = ratios[np.isfinite(ratios)]
+    axes[3].set_ylim(0, max(2.0, float(np.quantile(ratios, 0.995))) if len(ratios) else 2.0)
+    if len(each) and not len(ratios):
+        axes[3].text(0.5, 0.6, "not defined for this estimator", transform=axes[3].transAxes, ha="center", fontsize=8)
     for axis in axes[2:]:
         axis.set_xlabel("update", fontsize=8)
     return figure
