@@ -54,7 +54,10 @@ def curvature_sd(model: Any, truth: dict, names: list[str], prior_sd: np.ndarray
     def mean_log(values):
         params = model.default_params.replace(dict(zip(names, values, strict=True)))
         seeds = cal.seeds(77, (runs,))
-        one = lambda s: jnp.log10(1 + cal.simulate(model, params, seed=s).outputs[STREAM])  # noqa: E731
+
+        def one(seed):
+            return jnp.log10(1 + cal.simulate(model, params, seed=seed).outputs[STREAM])
+
         return jnp.mean(jax.lax.map(one, seeds, batch_size=4), axis=0)
 
     columns = []

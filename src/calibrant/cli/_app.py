@@ -107,12 +107,11 @@ def calibrate_command(
     if start is not None:
         begin = read_run(start)[-1].posterior
         text += f"\n# on the command line: --start {start}\n"
-    try:
-        result = calibrate(problem, prior, method=method, seed=seed, start=begin, progress=not quiet, throw=False)
-    except ValueError as error:
-        if begin is None:
-            raise
-        raise ConfigError(f"--start {start}: {error}") from error
+        try:
+            method.init(problem, prior, seed, begin)
+        except ValueError as error:
+            raise ConfigError(f"--start {start}: {error}") from error
+    result = calibrate(problem, prior, method=method, seed=seed, start=begin, progress=not quiet, throw=False)
     report = write_run(out, name, settings, text, directory, problem, result)
     table = Table("parameter", "median", "90% interval")
     draws = result.sample(0, 10_000)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from calibrant._calibration import Calibration
 from calibrant._files import write_text
 from calibrant._problem import Problem
-from calibrant.losses import Streams
+from calibrant.losses import MarginalLikelihood, Streams
 from calibrant.report._figures import failures_figure, history_figure, posterior_figure, predictive_figure
 from calibrant.report._predictive import predictive
 
@@ -75,8 +75,8 @@ def write_report(
     }
     described |= {name: dict(x) for name, x in (about or {}).items() if x.get("units") or x.get("description")}
     units = {name: x["units"] for name, x in described.items()}
-    streams = problem.loss.weights if isinstance(problem.loss, Streams) else {}
-    unfitted = [name for name, weight in streams.items() if weight == 0]
+    loss = problem.loss.loss if isinstance(problem.loss, MarginalLikelihood) else problem.loss
+    unfitted = [name for name, weight in loss.weights.items() if weight == 0] if isinstance(loss, Streams) else []
     draws = ahead = predictive(problem if forecast is None else forecast, calibration.posterior)
     if forecast is not None:  # the same simulations, up to the last day that was fitted
         draws = {name: x[:, : problem.steps] for name, x in ahead.items() if name in problem.data}

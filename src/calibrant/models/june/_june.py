@@ -81,19 +81,19 @@ class JuneState(eqx.Module):
 _LATENT_DAYS, _ACTIVE_DAYS, _TOTAL = 3.3, 2.9, 1.10
 
 
+#: Members of a workplace or school up to which echoes are bounded; larger ones are not soon exhausted.
 _SMALL = 20
 
 
 def _share_of_echo(intensity: Float[Array, " people"], contact: Float[Array, " people"]) -> Float[Array, " people"]:
-    """Share `s` of an echo that is heard in groups of at most `_SMALL`, where `contact` is 1 / (n - 1).
+    """Share `s` of an echo that is heard in a group of n, where `contact` is 1 / (n - 1).
 
     A derivative is linear: in it nobody is ever used up, and a group of n in which each infects R others would echo an
     infection R + R^2 + ... times, where in truth at most n - 1 can follow. The share is such that
 
         s R + (s R)^2 + ... = A = (n - 1) a,    a = 1 - exp(-R / (n - 1) (1 + (n - 2) a)),
 
-    A the expected number of others infected by the equation of the final size: s = A / ((1 + A) R). In large groups an
-    epidemic is over before anybody's infection has been repeated, so s = 1.
+    A the expected number of others infected by the equation of the final size: s = A / ((1 + A) R).
     """
     r = jnp.maximum(jax.lax.stop_gradient(_TOTAL * intensity), 1e-6)
     attack = jnp.full_like(contact, 0.5)
