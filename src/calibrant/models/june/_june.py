@@ -103,6 +103,30 @@ def _share_of_echo(intensity: Float[Array, " people"], contact: Float[Array, " p
     return others / ((1 + others) * r)
 
 
+@jax.custom_jvp
+def _heard(x: Array, echo: Array, share: Array) -> Array:
+    """`x`, with the tangent of `x + share * echo`. What only derivatives need costs nothing where there are none."""
+    del echo, share
+    return x
+
+
+@_heard.defjvp
+def _(primals, tangents):
+    return primals[0], tangents[0] + primals[2] * tangents[1]
+
+
+@jax.custom_jvp
+def _fading(memory: Array, news: Array, kept: Array) -> Array:
+    """`memory`, which is zero, with the tangent of `kept * memory + news`."""
+    del news, kept
+    return memory
+
+
+@_fading.defjvp
+def _(primals, tangents):
+    return primals[0], primals[2] * tangents[0] + tangents[1]
+
+
 class June(AbstractModel):
     """An epidemic in a `World`, through a `Calendar`.
 
@@ -262,29 +286,31 @@ class June(AbstractModel):
         course = state.course
         days = inputs_t.day - state.infected_on
         x, _ = infectiousness(course, days)
-        echo = (_TOTAL / _ACTIVE_DAYS) * state.active
         # In isolation one gives up contacts outside the household. In a force of infection, a sum over many, the share
         # given up does what the share of those who isolate does, without a draw and with an exact derivative.
         given_up = inputs_t.isolation * params.compliance
         isolated = (days >= course.onset) & (days < course.end) & (course.symptomatic > 0)
         kept = 1 - jnp.where(isolated, given_up, 0)
-        outside = x * kept + echo
+        loudness = jnp.asarray(_TOTAL / _ACTIVE_DAYS, x.dtype)
         at_home, at_work = self._saturation(beta)
+        home = _heard(x, state.active, loudness * at_home)
+        work = _heard(x * kept, state.active, loudness * at_work)
+        outside = _heard(x * kept, state.active, loudness)
 
         # Whatever is common to an area, age and sex is put together in that small table, and handed out once.
         susceptibility = params.susceptibility[tables.BAND_OF_GROUP]
         per_cell = jnp.broadcast_to(susceptibility, (self.n_areas, tables.N_GROUPS)).reshape(-1)
         leisure = self._leisure(beta, self.cells.sum(outside), inputs_t.weekend)
         common = per_cell * leisure + self._imports(params, inputs_t)
-        force = self._at_home_and_work(beta, x + at_home * echo, x * kept + at_work * echo)
+        force = self._at_home_and_work(beta, home, work)
         hazard = force * self.cells.spread(per_cell) + self.cells.spread(common)
         caught = rng.bernoulli(-jnp.expm1(-hazard), site="infection", where=1 - state.infected)
 
         # An infection that a parameter makes a little more likely makes its person a little infectious later, realised
         # or not. The realised course says when for those infected; for the rest the derivative follows the mean course.
-        chance = caught - jax.lax.stop_gradient(caught)
-        latent = state.latent * np.exp(-1 / _LATENT_DAYS) + chance
-        active = state.active * np.exp(-1 / _ACTIVE_DAYS) + state.latent * -np.expm1(-1 / _LATENT_DAYS)
+        stay_latent, stay_active = (jnp.exp(jnp.asarray(-1 / d, x.dtype)) for d in (_LATENT_DAYS, _ACTIVE_DAYS))
+        latent = _fading(state.latent, caught, stay_latent)
+        active = _fading(state.active, (1 - stay_latent) * state.latent, stay_active)
         infected_on = jnp.where(caught > 0, inputs_t.day, state.infected_on)
         return JuneState(
             infected=state.infected + caught,
