@@ -1,4 +1,4 @@
-"""Do gradients pay? JUNE fitted by pathwise gradients, by the score of the flow, and by CMA-ES, at equal simulations.
+"""Do gradients pay? JUNE fitted by pathwise gradients, by gradients from losses alone, and by CMA-ES, at equal simulations.
 
 Two problems: the bundled town (cumulative infections at a truth drawn from the prior, log-scale loss) and London at a
 small scale (deaths and admissions of 2020; needs --data). Every method starts from the prior and has the same number of
@@ -66,7 +66,10 @@ def variational(
     problem: cal.Problem, prior: cal.Prior, base: Any, seed: int, simulations: int, cost: float, **change: Any
 ) -> list[dict[str, float]]:
     method = dataclasses.replace(base, **change)
-    updates = simulations // method.simulations // PARTS
+    differences = isinstance(method.estimator, cal.FiniteDifferences)
+    runs = method.simulations * (2 * prior.dim + 1 if differences else 1)  # an update
+    updates = max(1, simulations // runs // PARTS)
+    method = dataclasses.replace(method, max_updates=updates * PARTS)
     state = method.init(problem, prior, seed)
     jax.block_until_ready(method.step(problem, state, updates))  # compiled, and thrown away
     rows, spent = [], 0.0
@@ -75,7 +78,7 @@ def variational(
         state, _ = method.step(problem, state, updates)
         jax.block_until_ready(state.update)
         spent += time.perf_counter() - start
-        used = int(state.update) * method.simulations
+        used = int(state.update) * runs
         draws = state.posterior.sample(0, 2000)
         loss, error = centre_loss(problem, {name: jnp.median(x, axis=0) for name, x in draws.items()})
         rows.append({"simulations": used, "forward_runs": used * cost, "seconds": spent, "loss": loss, "error": error})
@@ -163,18 +166,23 @@ def main() -> None:
     n = arguments.simulations
     # Whatever the configuration recommends, all methods here differ in the gradient alone.
     pathwise = {"estimator": cal.estimators.Pathwise(), "mode": cal.CheckpointedReverseMode(), "simulations": 5}
+    black_box = {"horizon": cal.FullHorizon(), "mode": cal.ReverseMode()}
     longest = cal.FullHorizon() if arguments.problem == "town" else cal.GeometricHorizon(0.9)
     methods = {
         "pathwise": {**pathwise, "horizon": longest},
         "pathwise, H = 0": {**pathwise, "horizon": cal.SlidingHorizon(0)},
-        "flow score": {"estimator": cal.FlowScore(), "simulations": 5},
+        "differences": {**black_box, "estimator": cal.FiniteDifferences(), "simulations": 1},
+        "flow score": {**black_box, "estimator": cal.FlowScore(), "simulations": 16},
         "CMA-ES": None,
     }
     for name, change in methods.items():
         runs = kept["methods"].setdefault(name, {})
         if change is not None and name not in kept["cost"]:
-            simple = name == "flow score"
-            measured = 1.0 if simple else cost_of_a_gradient(problem, prior, dataclasses.replace(base, **change))
+            measured = (
+                1.0
+                if name in ("differences", "flow score")
+                else cost_of_a_gradient(problem, prior, dataclasses.replace(base, **change))
+            )
             kept["cost"][name] = measured
         for seed in range(arguments.seeds):
             if str(seed) in runs:

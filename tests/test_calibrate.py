@@ -147,7 +147,10 @@ def test_an_interrupt_returns_the_best_so_far():
     assert len(result.updates["loss"]) == 20
 
 
-@pytest.mark.parametrize("estimator", [cal.estimators.Pathwise(), cal.estimators.ScoreFunction(), cal.FlowScore()])
+@pytest.mark.parametrize(
+    "estimator",
+    [cal.estimators.Pathwise(), cal.estimators.ScoreFunction(), cal.FiniteDifferences(), cal.FlowScore()],
+)
 def test_every_gradient_finds_the_mode(estimator):
     problem = cal.Problem(toys.Drift(), jnp.array([1.0]), cal.losses.GaussianLogLikelihood(0.5), steps=1)
     method = cal.GVI(
@@ -155,6 +158,33 @@ def test_every_gradient_finds_the_mode(estimator):
     )
     draws = np.asarray(cal.calibrate(problem, method=method, progress=False).sample(0, 5000)["theta"])
     assert abs(draws.mean() - 0.8) < 0.15
+
+
+def test_central_differences_of_a_quadratic_loss_are_its_derivative():
+    """The loss of `Drift` is quadratic in its parameter, so the step does not matter, and nothing is random."""
+    problem = drift_problem()
+    prior = cal.Prior.of(problem)
+    records = []
+    for estimator in (cal.estimators.Pathwise(), cal.FiniteDifferences(0.01), cal.FiniteDifferences(1.0)):
+        method = quick(estimator=estimator)
+        _, record = method.step(problem, method.init(problem, prior, 0), 5)
+        records.append(record)
+    for record in records[1:]:
+        np.testing.assert_allclose(record.gradient_norm, records[0].gradient_norm, rtol=2e-3)
+        np.testing.assert_allclose(record.loss, records[0].loss, rtol=2e-3)
+        np.testing.assert_allclose(record.signal_to_noise, records[0].signal_to_noise, rtol=2e-2)
+
+
+def test_a_failure_at_either_side_of_a_difference_masks_the_simulation():
+    differences = cal.FiniteDifferences(0.5)
+    z = jnp.zeros((2, 2))
+    points, words = differences.stencil(z, cal.seeds(0, (2, 1)))
+    assert points.shape == (10, 2)
+    assert np.all(np.asarray(words[:5]) == np.asarray(words[0]))
+    losses = jnp.sum(points, axis=1).at[3].set(jnp.nan)
+    _, finite, g = differences.combine(losses, jnp.isfinite(losses), 2)
+    np.testing.assert_array_equal(finite, [False, True])
+    np.testing.assert_allclose(g[1], 1.0)
 
 
 def test_weight_zero_has_no_pull_to_the_prior_and_reports_the_divergence():
@@ -194,6 +224,7 @@ def test_saved_runs_open_elsewhere(tmp_path):
         (lambda: cal.GVI(patience=0), "patience"),
         (lambda: cal.GVI(max_failed_fraction=2.0), "max_failed_fraction"),
         (lambda: cal.posteriors.FullRankGaussian(0.0), "above 0"),
+        (lambda: cal.FiniteDifferences(0.0), "above 0"),
         (
             lambda: cal.calibrate(
                 drift_problem(),

@@ -193,6 +193,11 @@ BAD = {
         SMALL.format(data="synthetic = { seed = 1 }") + "temperature = 0.5\n",
         "temperature",
     ),
+    "step for nothing": (SMALL.format(data="synthetic = { seed = 1 }") + "step = 0.5\n", "finite-differences"),
+    "horizon for nothing": (
+        SMALL.format(data="synthetic = { seed = 1 }") + 'estimator = "flow-score"\nhorizon = { sliding = 1 }\n',
+        "no effect",
+    ),
     "infinite weight": (SMALL.replace("0.01", "inf").format(data="synthetic = { seed = 1 }"), "weight"),
     "negative counts": (SMALL.format(data='file = "d.csv"\ncolumns = { infected = "minus" }'), "at least 0"),
     "vector value": (

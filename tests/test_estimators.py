@@ -154,6 +154,31 @@ def test_a_broken_score_function_fails_the_same_test():
     assert np.any(np.abs(mean - truth_of("choice")) > 4 * error)
 
 
+@pytest.mark.parametrize("name", ["flips-1-agent", "flips-2-agents"])
+def test_differences_have_what_jumps_of_discrete_draws_contribute(name):
+    """Against the enumerated derivative; the step's own error, of order step^2, is left out by Richardson's rule."""
+    model, steps, _ = CASES[name]
+    params, n = model.Params(), 40_000
+
+    def loss(simulations, data, params):
+        return jnp.mean(jax.vmap(nonlinear)(simulations.reshape(simulations.shape[0], steps)))
+
+    problem = cal.Problem(model, jnp.zeros(steps), cal.losses.CustomLoss(loss), steps=steps)
+    prior = cal.Prior({k: dist.Normal(getattr(params, k), 1.0) for k in ("p", "q")})
+    words = cal.seeds(3, (n, 1))
+
+    def gradients(step):
+        differences = cal.FiniteDifferences(step)
+        points, seeds = differences.stencil(jnp.zeros((n, 2)), words)
+        out = cal.expect(problem, jax.vmap(prior.constrain)(points), seeds=seeds)
+        return differences.combine(out.losses, out.finite, n)[2]
+
+    fine = np.asarray((4 * gradients(0.2) - gradients(0.4)) / 3)
+    mean, error = fine.mean(0), fine.std(0, ddof=1) / np.sqrt(n)
+    assert np.all(error < 0.02)
+    assert np.all(np.abs(mean - truth_of(name)) <= 4 * error + 1e-12)
+
+
 @pytest.mark.parametrize("replicates", [1, 3])
 def test_baselines_leave_the_mean_alone(replicates):
     model, steps, _ = CASES["flips-1-agent"]

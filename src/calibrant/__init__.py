@@ -39,6 +39,7 @@ from calibrant._sampling import StraightThrough as StraightThrough
 from calibrant._simulate import Trajectory as Trajectory
 from calibrant._simulate import simulate as simulate
 from calibrant.inference import GVI as GVI
+from calibrant.inference import FiniteDifferences as FiniteDifferences
 from calibrant.inference import FlowScore as FlowScore
 from calibrant.inference import Result as Result
 from calibrant.networks import Incidence as Incidence

@@ -11,7 +11,7 @@ from calibrant._config._error import ConfigError
 from calibrant._config._schema import Strict
 from calibrant._horizon import AbstractHorizon, BlockHorizon, FullHorizon, GeometricHorizon, SlidingHorizon
 from calibrant._sampling import GumbelSoftmax
-from calibrant.inference import GVI, FlowScore
+from calibrant.inference import GVI, FiniteDifferences, FlowScore
 
 _PASSED_ON = (
     "weight",
@@ -44,8 +44,11 @@ class MethodConfig(Strict):
     patience: PositiveInt | None = None
     max_failed_fraction: float = Field(default=0.5, ge=0, le=1)
     simulations_at_once: PositiveInt | None = None
-    estimator: Literal["straight-through", "gumbel-softmax", "score-function", "flow-score"] = "straight-through"
+    estimator: Literal["straight-through", "gumbel-softmax", "score-function", "finite-differences", "flow-score"] = (
+        "straight-through"
+    )
     temperature: PositiveFloat | None = None
+    step: PositiveFloat | None = None
     mode: Literal["reverse", "checkpointed", "hybrid"] = "reverse"
     horizon: Literal["full"] | dict[Literal["sliding", "block", "geometric"], float] = "full"
     keep: list[str] = []
@@ -71,6 +74,8 @@ class MethodConfig(Strict):
             )
         if self.temperature is not None and self.estimator != "gumbel-softmax":
             raise ValueError("temperature is of the estimator gumbel-softmax; name it, or leave temperature out")
+        if self.step is not None and self.estimator != "finite-differences":
+            raise ValueError("step is of the estimator finite-differences; name it, or leave step out")
         return self
 
     def build(self) -> GVI:
@@ -79,6 +84,7 @@ class MethodConfig(Strict):
             "straight-through": estimators.Pathwise(),
             "gumbel-softmax": estimators.Pathwise(GumbelSoftmax(self.temperature or 0.1)),
             "score-function": estimators.ScoreFunction(),
+            "finite-differences": FiniteDifferences() if self.step is None else FiniteDifferences(self.step),
             "flow-score": FlowScore(),
         }[self.estimator]
         mode = {"reverse": ReverseMode(), "checkpointed": CheckpointedReverseMode(), "hybrid": HybridMode()}[self.mode]

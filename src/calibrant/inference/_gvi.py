@@ -31,6 +31,7 @@ from calibrant._problem import Problem
 from calibrant._randomness import as_seed, seeds
 from calibrant.estimators import AbstractEstimator, Pathwise
 from calibrant.inference._base import AbstractMethod, Evaluation, Result, State, UpdateRecord, best_evaluation
+from calibrant.inference._black_box import FiniteDifferences, FlowScore
 from calibrant.posteriors import (
     AbstractPosterior,
     FullRankGaussian,
@@ -42,15 +43,6 @@ from calibrant.posteriors import (
 
 _FLOW_NOISE, _FIT_TO_PRIOR = 0, 1
 _EVALUATION_STREAMS = 0xFFFF0000  # far above any update number
-
-
-class FlowScore(eqx.Module):
-    """The score of the flow: `d/dphi` from losses alone, for simulators that are black boxes.
-
-    `d/dphi E[L] = E[(L - B) d log q_phi(theta) / dphi]` at fixed theta; the baseline `B` of a simulation is the mean
-    loss of the others of the update (Ranganath, Gerrish, Blei 2014, arXiv 1401.0118; Kool et al. 2019). Unbiased
-    whatever the simulator, and noisy: see the docs for what it costs.
-    """
 
 
 def default_optimiser(learning_rate: Any = 1e-3, weight_decay: float = 1e-4, clip: float = 1.0):
@@ -73,7 +65,8 @@ class GVI(AbstractMethod):
     - `max_updates`; `learning_rate`, 1e-3 by default, of AdamW (weight decay 1e-4) after clipping at norm 1; it falls
       along half a cosine to `final_learning_rate` at `max_updates`, if that is given; or `optimiser`, an optax
       transformation in its place.
-    - `estimator`: of the gradient in the parameters (`Pathwise()`, ...), or `FlowScore()`.
+    - `estimator`: of the gradient in the parameters (`Pathwise()`, ...); or, from losses alone, `FiniteDifferences()` or
+      `FlowScore()`.
     - `mode`, `horizon`, `simulations_at_once`: as in `expect`.
     - `kl_samples`: draws of the flow for the KL; the first `simulations` of them are also simulated.
     - `evaluate_every`, `evaluation_simulations`: every so many updates the objective is evaluated on a fixed set of
@@ -90,7 +83,7 @@ class GVI(AbstractMethod):
     learning_rate: float | None = None
     final_learning_rate: float | None = None
     optimiser: optax.GradientTransformation | None = eqx.field(default=None, static=True)
-    estimator: "AbstractEstimator | FlowScore" = eqx.field(default_factory=Pathwise)
+    estimator: "AbstractEstimator | FiniteDifferences | FlowScore" = eqx.field(default_factory=Pathwise)
     mode: AbstractMode = eqx.field(default_factory=ReverseMode)
     horizon: AbstractHorizon = eqx.field(default_factory=FullHorizon)
     simulations_at_once: int | None = eqx.field(default=None, static=True)
@@ -145,6 +138,13 @@ class GVI(AbstractMethod):
                 raise ValueError(
                     "FlowScore needs at least 2 simulations an update for its baseline; set `simulations`."
                 )
+        if isinstance(self.estimator, (FlowScore, FiniteDifferences)):
+            for name, plain in (("horizon", FullHorizon()), ("mode", ReverseMode())):
+                if not eqx.tree_equal(getattr(self, name), plain):
+                    raise ValueError(
+                        f"{type(self.estimator).__name__} takes no derivative of the simulator, so the `{name}` would have "
+                        "no effect; leave it out, or choose another `estimator`."
+                    )
             Pathwise().check(problem, self.simulations, self.replicates)
         else:
             self.estimator.check(problem, self.simulations, self.replicates)
@@ -227,15 +227,9 @@ def _update(method: GVI, problem: Problem, state: State) -> tuple[State, UpdateR
         from_losses = jax.grad(scores)(moving)
         g = jnp.zeros_like(z[:n])
     else:
-        estimator = method.estimator
-
-        def total(z):
-            out = _expect(method, problem, values_of(z), simulation_seeds, estimator)
-            return jnp.sum(out.losses), out
-
-        g, out = jax.grad(total, has_aux=True)(z[:n])
-        finite = out.finite & jnp.all(jnp.isfinite(g), axis=1)
-        losses, weights = _masked(out.losses, finite)
+        losses, finite, g = _losses_and_gradients(method, problem, values_of, z[:n], simulation_seeds)
+        finite &= jnp.all(jnp.isfinite(g), axis=1)
+        losses, weights = _masked(losses, finite)
         g = jnp.where(finite[:, None], g, 0)
         from_losses = None
 
@@ -267,6 +261,22 @@ def _update(method: GVI, problem: Problem, state: State) -> tuple[State, UpdateR
     flow = eqx.combine(chosen(moved, moving), fixed)
     new = State(Posterior(prior, flow), chosen(optimiser, state.optimiser), state.update + 1, state.seed)
     return new, record
+
+
+def _losses_and_gradients(method: GVI, problem: Problem, values_of: Any, z: Float[Array, "n dim"], simulation_seeds):
+    """Losses at coordinates, whether they are finite, and their gradients by the estimator."""
+    estimator = method.estimator
+    if isinstance(estimator, FiniteDifferences):
+        points, words = estimator.stencil(z, simulation_seeds)
+        out = _expect(method, problem, values_of(points), words, Pathwise())
+        return estimator.combine(out.losses, out.finite, z.shape[0])
+
+    def total(z):
+        out = _expect(method, problem, values_of(z), simulation_seeds, estimator)
+        return jnp.sum(out.losses), out
+
+    g, out = jax.grad(total, has_aux=True)(z)
+    return out.losses, out.finite, g
 
 
 def _expect(method: GVI, problem: Problem, values, simulation_seeds, estimator: AbstractEstimator):
