@@ -1,4 +1,4 @@
-"""Do gradients pay? JUNE fitted by pathwise gradients, by gradients from losses alone, and by CMA-ES, at equal simulations.
+"""Do gradients pay? JUNE fitted by pathwise gradients, by gradients from losses alone, and by CMA-ES.
 
 Two problems: the bundled town (cumulative infections at a truth drawn from the prior, log-scale loss) and London at a
 small scale (deaths and admissions of 2020; needs --data). Every method starts from the prior and has the same number of

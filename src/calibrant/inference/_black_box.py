@@ -1,6 +1,6 @@
 """Gradients from losses alone, for simulators without a derivative, or with one that leads astray.
 
-They belong to the method, not to `calibrant.estimators`: they move the coordinates of the posterior, or need its density.
+They belong to the method, not to `calibrant.estimators`: they move coordinates of the posterior, or need its density.
 """
 
 import equinox as eqx
@@ -23,9 +23,10 @@ class FiniteDifferences(eqx.Module):
         g_i = (L(z + step e_i) - L(z - step e_i)) / (2 step),        all from one seed
 
     The derivative of the loss averaged over `step` to either side, in expectation: what a jump of a discrete draw
-    contributes is in it. Two simulations a coordinate and one at the centre, for each parameter value: with d coordinates
-    an update takes `simulations (2 d + 1)` runs. Their noise falls with `step`, and a posterior narrower than `step` is
-    not resolved (Glasserman and Yao 1992, Management Science 38: 884-908, for the common random numbers).
+    contributes is in it. Two simulations a coordinate and one at the centre, for each parameter value: with d
+    coordinates an update takes `simulations (2 d + 1)` runs. Their noise falls with `step`, and a posterior narrower
+    than `step` is not resolved (Glasserman and Yao 1992, Management Science 38: 884-908, for the common random
+    numbers).
 
     **Arguments:** `step`, in coordinates: prior standard deviations where the prior has a quantile function.
     """

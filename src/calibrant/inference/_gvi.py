@@ -65,8 +65,8 @@ class GVI(AbstractMethod):
     - `max_updates`; `learning_rate`, 1e-3 by default, of AdamW (weight decay 1e-4) after clipping at norm 1; it falls
       along half a cosine to `final_learning_rate` at `max_updates`, if that is given; or `optimiser`, an optax
       transformation in its place.
-    - `estimator`: of the gradient in the parameters (`Pathwise()`, ...); or, from losses alone, `FiniteDifferences()` or
-      `FlowScore()`.
+    - `estimator`: of the gradient in the parameters (`Pathwise()`, ...); or, from losses alone, `FiniteDifferences()`
+      or `FlowScore()`.
     - `mode`, `horizon`, `simulations_at_once`: as in `expect`.
     - `kl_samples`: draws of the flow for the KL; the first `simulations` of them are also simulated.
     - `evaluate_every`, `evaluation_simulations`: every so many updates the objective is evaluated on a fixed set of
@@ -133,21 +133,18 @@ class GVI(AbstractMethod):
                 "A start at another scale than the prior's needs priors with a quantile function; "
                 f"that of {without[0]} has none."
             )
-        if isinstance(self.estimator, FlowScore):
-            if self.simulations < 2:
-                raise ValueError(
-                    "FlowScore needs at least 2 simulations an update for its baseline; set `simulations`."
-                )
-        if isinstance(self.estimator, (FlowScore, FiniteDifferences)):
-            for name, plain in (("horizon", FullHorizon()), ("mode", ReverseMode())):
-                if not eqx.tree_equal(getattr(self, name), plain):
-                    raise ValueError(
-                        f"{type(self.estimator).__name__} takes no derivative of the simulator, so the `{name}` would have "
-                        "no effect; leave it out, or choose another `estimator`."
-                    )
-            Pathwise().check(problem, self.simulations, self.replicates)
-        else:
+        if isinstance(self.estimator, FlowScore) and self.simulations < 2:
+            raise ValueError("FlowScore needs at least 2 simulations an update for its baseline; set `simulations`.")
+        if isinstance(self.estimator, AbstractEstimator):
             self.estimator.check(problem, self.simulations, self.replicates)
+            return
+        for name, plain in (("horizon", FullHorizon()), ("mode", ReverseMode())):
+            if not eqx.tree_equal(getattr(self, name), plain):
+                raise ValueError(
+                    f"{type(self.estimator).__name__} takes no derivative of the simulator, so the `{name}` would have "
+                    "no effect; leave it out, or choose another `estimator`."
+                )
+        Pathwise().check(problem, self.simulations, self.replicates)
 
     def init(self, problem, prior, seed, start=None):
         self.check(problem, prior)
@@ -270,6 +267,7 @@ def _losses_and_gradients(method: GVI, problem: Problem, values_of: Any, z: Floa
         points, words = estimator.stencil(z, simulation_seeds)
         out = _expect(method, problem, values_of(points), words, Pathwise())
         return estimator.combine(out.losses, out.finite, z.shape[0])
+    assert isinstance(estimator, AbstractEstimator)
 
     def total(z):
         out = _expect(method, problem, values_of(z), simulation_seeds, estimator)
