@@ -66,8 +66,7 @@ def variational(
     problem: cal.Problem, prior: cal.Prior, base: Any, seed: int, simulations: int, cost: float, **change: Any
 ) -> list[dict[str, float]]:
     method = dataclasses.replace(base, **change)
-    differences = isinstance(method.estimator, cal.FiniteDifferences)
-    runs = method.simulations * (2 * prior.dim + 1 if differences else 1)  # an update
+    runs = method.runs_an_update(prior.dim)
     updates = max(1, simulations // runs // PARTS)
     method = dataclasses.replace(method, max_updates=updates * PARTS)
     state = method.init(problem, prior, seed)

@@ -144,7 +144,37 @@ def test_an_interrupt_returns_the_best_so_far():
 
     result = cal.calibrate(drift_problem(), method=quick(max_updates=400), progress=Interrupting())
     assert result.result is cal.Result.INTERRUPTED
-    assert len(result.updates["loss"]) == 20
+    assert len(result.updates["loss"]) == 2  # a tenth of what is between evaluations
+    assert [row["update"] for row in result.history] == [0, 2]
+
+
+def test_progress_is_told_of_every_update():
+    class Counting(cal.AbstractProgress):
+        told: list
+
+        def __enter__(self):
+            self.told = []
+            return self
+
+        def __exit__(self, *exc):
+            pass
+
+        def advance(self, updates, message):
+            self.told.append(updates)
+
+    counting = Counting()
+    result = cal.calibrate(drift_problem(), method=quick(max_updates=50), progress=counting)
+    assert sum(counting.told) == 50 == len(result.updates["loss"])
+    assert [row["update"] for row in result.history] == [0, 20, 40, 50]
+    assert max(counting.told) == 2
+
+
+def test_simulations_are_counted():
+    """Central differences run each value of the one parameter, and a step to either side."""
+    for estimator, runs in ((cal.estimators.Pathwise(), 3), (cal.FiniteDifferences(), 9)):
+        method = quick(estimator=estimator, simulations=3, max_updates=4)
+        result = cal.calibrate(drift_problem(), method=method, progress=False)
+        assert result.n_simulations == 4 * runs
 
 
 @pytest.mark.parametrize(

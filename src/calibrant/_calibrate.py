@@ -62,24 +62,40 @@ def calibrate(
 
     state = method.init(problem, prior, seed, start)
     best, history, records = state, [_row(0, method.evaluate(problem, state, _FIXED))], []
-    result, compiled = None, 0.0
+    result, compiled, piece = None, 0.0, _piece(every)
+
+    def evaluated() -> dict[str, Any]:
+        nonlocal best
+        history.append(_row(int(state.update), method.evaluate(problem, state, _FIXED)))
+        if best_evaluation(history) == len(history) - 1:
+            best = state
+        return history[-1]
+
     with progress:
         try:
             while result is None:
-                now = time.perf_counter()
-                state, record = method.step(problem, state, min(every, total - int(state.update)))
-                records.append(jax.tree.map(np.asarray, record))
-                compiled = compiled or time.perf_counter() - now
-                history.append(_row(int(state.update), method.evaluate(problem, state, _FIXED)))
-                row = history[-1]
-                if best_evaluation(history) == len(history) - 1:
-                    best = state
-                failed = 1 - np.mean(records[-1].finite)
+                block, updates, left = [], 0, min(every, total - int(state.update))
+                while left > 0:
+                    now, updates = time.perf_counter(), min(piece, left)
+                    moved, record = method.step(problem, state, updates)
+                    block.append(
+                        jax.tree.map(np.asarray, record)
+                    )  # waits: an interrupt here leaves the state as it was
+                    state = moved
+                    records.append(block[-1])
+                    compiled = compiled or time.perf_counter() - now
+                    left -= updates
+                    if left > 0:
+                        progress.advance(updates, f"loss {block[-1].loss[-1]:.4g}")
+                row = evaluated()
+                failed = 1 - np.mean(np.concatenate([record.finite for record in block]))
                 result = Result.TOO_MANY_FAILURES if failed > method.max_failed_fraction else method.terminate(history)
                 message = f"loss {row['loss']:.4g}, KL {row['kl']:.3g}"
-                progress.advance(len(records[-1].loss), message + (f", {failed:.0%} failed" if failed else ""))
+                progress.advance(updates, message + (f", {failed:.0%} failed" if failed else ""))
         except KeyboardInterrupt:
             result = Result.INTERRUPTED
+            if int(state.update) > history[-1]["update"]:
+                evaluated()
     evaluation = method.evaluate(problem, best, _FRESH)
     calibration = _finish(best, result, evaluation, history, records, method, seed)
     seconds = time.perf_counter() - started
@@ -87,6 +103,11 @@ def calibrate(
     if throw and not result.successful and result is not Result.INTERRUPTED:
         raise CalibrationError(calibration)
     return calibration
+
+
+def _piece(every: int) -> int:
+    """Updates at a time between evaluations: a tenth of them or fewer, dividing them, so that progress shows."""
+    return next(n for n in range(max(1, every // 10), 0, -1) if every % n == 0)
 
 
 def _row(update: int, evaluation: Evaluation) -> dict[str, Any]:
@@ -127,7 +148,6 @@ def _finish(best, result: Result, evaluation, history, records, method, seed: in
             f"The objective at update {last['update']} is not finite: no simulation of the evaluation set was."
         ),
     }
-    per_update = method.simulations * method.replicates
     return Calibration(
         posterior=best.posterior,
         result=result,
@@ -136,7 +156,7 @@ def _finish(best, result: Result, evaluation, history, records, method, seed: in
         history=history,
         updates=updates,
         failures={k: np.asarray(v) for k, v in failures.items()},
-        n_simulations=len(updates["loss"]) * per_update,
+        n_simulations=len(updates["loss"]) * method.runs_an_update(dim),
         n_failed=int(np.sum(~finite)),
         seed=seed,
         timings={},

@@ -83,8 +83,10 @@ class AbstractMethod(eqx.Module):
     max_updates: AbstractVar[int]
     evaluate_every: AbstractVar[int]
     max_failed_fraction: AbstractVar[float]
-    simulations: AbstractVar[int]
-    replicates: AbstractVar[int]
+
+    @abc.abstractmethod
+    def runs_an_update(self, dim: int) -> int:
+        """Simulations that an update takes with `dim` coordinates."""
 
     @abc.abstractmethod
     def check(self, problem: Problem, prior: Prior) -> None:

@@ -37,6 +37,10 @@ class FiniteDifferences(eqx.Module):
         if not (isinstance(self.step, (int, float)) and 0 < self.step < float("inf")):
             raise ValueError(f"FiniteDifferences needs a `step` above 0, got {self.step}.")
 
+    def points(self, dim: int) -> int:
+        """Points of the stencil."""
+        return 2 * dim + 1
+
     def stencil(
         self, z: Float[Array, "n dim"], seeds: UInt32[Array, "n replicates 2"]
     ) -> tuple[Float[Array, "n_runs dim"], UInt32[Array, "n_runs replicates 2"]]:

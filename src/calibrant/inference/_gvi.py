@@ -119,6 +119,10 @@ class GVI(AbstractMethod):
             rate = optax.cosine_decay_schedule(rate, self.max_updates, self.final_learning_rate / rate)
         return default_optimiser(rate) if self.optimiser is None else self.optimiser
 
+    def runs_an_update(self, dim):
+        points = self.estimator.points(dim) if isinstance(self.estimator, FiniteDifferences) else 1
+        return self.simulations * self.replicates * points
+
     def check(self, problem, prior):
         prior.check(problem)
         unknown = [name for name in self.horizon.keep if name not in problem.parameter_names]
