@@ -63,11 +63,11 @@ def centre_loss(problem: cal.Problem, values: dict[str, Any]) -> tuple[float, fl
 
 
 def variational(
-    problem: cal.Problem, prior: cal.Prior, base: Any, seed: int, simulations: int, cost: float, **change: Any
+    problem: cal.Problem, prior: cal.Prior, base: Any, seed: int, budget: int, cost: float, change: dict[str, Any]
 ) -> list[dict[str, float]]:
     method = dataclasses.replace(base, **change)
     runs = method.runs_an_update(prior.dim)
-    updates = max(1, simulations // runs // PARTS)
+    updates = max(1, budget // runs // PARTS)
     method = dataclasses.replace(method, max_updates=updates * PARTS)
     state = method.init(problem, prior, seed)
     jax.block_until_ready(method.step(problem, state, updates))  # compiled, and thrown away
@@ -189,7 +189,7 @@ def main() -> None:
             if change is None:
                 runs[str(seed)] = evolution(problem, prior, seed, n)
             else:
-                runs[str(seed)] = variational(problem, prior, base, seed, n, kept["cost"][name], **change)
+                runs[str(seed)] = variational(problem, prior, base, seed, n, kept["cost"][name], change)
             write_text(stored, json.dumps(kept, indent=1) + "\n")
             last = runs[str(seed)][-1]
             print(

@@ -428,6 +428,26 @@ def test_modes_agree_on_june(horizon):
             np.testing.assert_allclose(g, expected[name], rtol=1e-8)
 
 
+@pytest.mark.usefixtures("x64")
+def test_a_batch_is_differentiated_like_each_alone():
+    model = June(worlds.build_world(400, seed=2), Calendar(MONDAY, 10))
+    loss = cal.losses.Streams({"cumulative_infections": cal.losses.LogMeanSquaredError()})
+    problem = cal.Problem(model, {"cumulative_infections": jnp.arange(1.0, 11.0)}, loss)
+    values = {"log_seed": jnp.array([-1.5, -1.0, -1.2]), "log_beta_household": jnp.array([0.6, 0.5, 0.2])}
+    words = cal.seeds(4, (3, 1))
+
+    def gradient(values, words, **how):
+        return jax.jit(jax.grad(lambda v: jnp.sum(cal.expect(problem, v, seeds=words, **how).losses)))(values)
+
+    alone = [gradient({k: x[i : i + 1] for k, x in values.items()}, words[i : i + 1]) for i in range(3)]
+    for mode in (cal.ReverseMode(), cal.CheckpointedReverseMode(), cal.HybridMode()):
+        for at_once in (None, 2):
+            together = gradient(values, words, mode=mode, simulations_at_once=at_once)
+            for name, g in together.items():
+                np.testing.assert_allclose(g, jnp.concatenate([x[name] for x in alone]), rtol=1e-8)
+                assert np.all(g != 0)
+
+
 def test_echoes_in_a_group_add_up_to_an_outbreak():
     """What a derivative repeats, s R + (s R)^2 + ..., is the expected number of others infected."""
     total = 1.10

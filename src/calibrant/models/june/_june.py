@@ -104,27 +104,17 @@ def _share_of_echo(intensity: Float[Array, " people"], contact: Float[Array, " p
 
 
 @jax.custom_jvp
-def _heard(x: Array, echo: Array, share: Array) -> Array:
-    """`x`, with the tangent of `x + share * echo`. What only derivatives need costs nothing where there are none."""
-    del echo, share
-    return x
+def _tangent_only(x: Array) -> Array:
+    """Zero, with the tangent of `x`: what only derivatives need costs nothing where there are none.
+
+    To `vmap`, value and tangent must be alike in what they depend on; the compiler sees that this is constant.
+    """
+    return jnp.where(False, x, jnp.zeros_like(x))
 
 
-@_heard.defjvp
+@_tangent_only.defjvp
 def _(primals, tangents):
-    return primals[0], tangents[0] + primals[2] * tangents[1]
-
-
-@jax.custom_jvp
-def _fading(memory: Array, news: Array, kept: Array) -> Array:
-    """`memory`, which is zero, with the tangent of `kept * memory + news`."""
-    del news, kept
-    return memory
-
-
-@_fading.defjvp
-def _(primals, tangents):
-    return primals[0], primals[2] * tangents[0] + tangents[1]
+    return _tangent_only(primals[0]), tangents[0]
 
 
 class June(AbstractModel):
@@ -291,11 +281,11 @@ class June(AbstractModel):
         given_up = inputs_t.isolation * params.compliance
         isolated = (days >= course.onset) & (days < course.end) & (course.symptomatic > 0)
         kept = 1 - jnp.where(isolated, given_up, 0)
-        loudness = jnp.asarray(_TOTAL / _ACTIVE_DAYS, x.dtype)
+        echo = (_TOTAL / _ACTIVE_DAYS) * state.active
         at_home, at_work = self._saturation(beta)
-        home = _heard(x, state.active, loudness * at_home)
-        work = _heard(x * kept, state.active, loudness * at_work)
-        outside = _heard(x * kept, state.active, loudness)
+        home = x + _tangent_only(at_home * echo)
+        work = x * kept + _tangent_only(at_work * echo)
+        outside = x * kept + _tangent_only(echo)
 
         # Whatever is common to an area, age and sex is put together in that small table, and handed out once.
         susceptibility = params.susceptibility[tables.BAND_OF_GROUP]
@@ -308,9 +298,9 @@ class June(AbstractModel):
 
         # An infection that a parameter makes a little more likely makes its person a little infectious later, realised
         # or not. The realised course says when for those infected; for the rest the derivative follows the mean course.
-        stay_latent, stay_active = (jnp.exp(jnp.asarray(-1 / d, x.dtype)) for d in (_LATENT_DAYS, _ACTIVE_DAYS))
-        latent = _fading(state.latent, caught, stay_latent)
-        active = _fading(state.active, (1 - stay_latent) * state.latent, stay_active)
+        stay_latent, stay_active = np.exp(-1 / _LATENT_DAYS), np.exp(-1 / _ACTIVE_DAYS)
+        latent = _tangent_only(state.latent * stay_latent + caught)
+        active = _tangent_only(state.active * stay_active + state.latent * (1 - stay_latent))
         infected_on = jnp.where(caught > 0, inputs_t.day, state.infected_on)
         return JuneState(
             infected=state.infected + caught,
