@@ -80,8 +80,12 @@ def one_data_set(model: Any, index: int, arguments: argparse.Namespace) -> dict[
     data = cal.simulate(model, model.default_params.replace(truth), seed=1000 + index).outputs[STREAM]
     problem = cal.Problem(model, {STREAM: data}, loss)
     horizon, mode = horizon_of(arguments.horizon)
+    estimator = cal.estimators.Pathwise()
+    if arguments.estimator == "differences":
+        estimator, horizon, mode = cal.FiniteDifferences(), cal.FullHorizon(), cal.ReverseMode()
     method = cal.GVI(
         weight=weight,
+        estimator=estimator,
         simulations=arguments.simulations,
         replicates=arguments.replicates,
         family=FAMILIES[arguments.posterior],
@@ -165,6 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--people", type=float, default=20_000)
     parser.add_argument("--horizon", default="full", help="full, 0, or the discount of a geometric horizon")
+    parser.add_argument("--estimator", choices=["pathwise", "differences"], default="pathwise")
     parser.add_argument("--weight", type=float, default=0.2)
     parser.add_argument("--simulations", type=int, default=5)
     parser.add_argument("--replicates", type=int, default=1, help="more: of exp(-loss / weight), before its logarithm")
@@ -178,10 +183,7 @@ def main() -> None:
     world = cal.worlds.build_world(round(arguments.people), seed=1)
     model = cal.models.June(world, Calendar(dt.date(2020, 3, 1), DAYS))
     stored = arguments.out.with_suffix(".json")
-    settings = {
-        k: getattr(arguments, k)
-        for k in ("people", "horizon", "weight", "simulations", "replicates", "updates", "learning_rate", "posterior")
-    }
+    settings = {k: v for k, v in vars(arguments).items() if k not in ("data_sets", "at_once", "out")}
     kept = json.loads(stored.read_text()) if stored.exists() else {"settings": settings, "cells": {}}
     if kept["settings"] != settings:
         parser.error(f"{stored} holds results of other settings, {kept['settings']}: give another --out.")

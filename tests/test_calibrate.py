@@ -48,6 +48,15 @@ def test_a_calibration_may_begin_where_another_ended():
         cal.calibrate(drift_problem(), priors, method=quick(), start=first.posterior, progress=False)
 
 
+@pytest.mark.parametrize(
+    "priors", [{"theta": dist.LogNormal(0.0, 0.5)}, {"theta": dist.Uniform(0.0, 2.0)}, {"theta": dist.Gamma(2.0, 1.0)}]
+)
+def test_a_start_may_have_any_prior(priors):
+    first = cal.calibrate(drift_problem(), priors, method=quick(max_updates=2), progress=False)
+    again = cal.calibrate(drift_problem(), priors, method=quick(max_updates=2), start=first.posterior, progress=False)
+    assert again.history[0]["objective"] == min(x["objective"] for x in first.history)
+
+
 def test_a_start_narrower_than_the_prior_and_a_falling_learning_rate():
     method = quick(family=cal.posteriors.FullRankGaussian(0.2), learning_rate=1e-2, final_learning_rate=1e-6)
     problem = drift_problem()

@@ -328,7 +328,6 @@ def _evaluate(method: GVI, problem: Problem, state: State, stream: Array | int) 
     return Evaluation(loss, kl, loss + method.weight * kl, error, jnp.sum(~out.finite))
 
 
-@eqx.filter_jit
 def _same_kind(start: Posterior, prior: Prior, flow):
     """The flow of `start`, if it has the parameters and the form of `flow`."""
     if start.prior.names != prior.names:
@@ -343,6 +342,7 @@ def _same_kind(start: Posterior, prior: Prior, flow):
     return start.flow
 
 
+@eqx.filter_jit
 def _fit_to_prior(flow, prior: Prior, key, steps: int = 1000, samples: int = 512, learning_rate: float = 1e-2):
     """Minimise KL(flow || prior) in the coordinates, for priors that are no standard normal there."""
     moving, fixed = trainable(flow)
