@@ -28,10 +28,20 @@ RULES = {
     "gumbel-soft": cal.GumbelSoftmax(0.5, straight_through=False),
     "hard": cal.Hard(),
 }
+_E = cal.estimators
+#: name -> (estimator, replicates that it is tested with)
 ESTIMATORS = {
-    "straight-through": cal.estimators.Pathwise(),
-    "gumbel": cal.estimators.Pathwise(cal.GumbelSoftmax(0.5)),
-    "score-function": cal.estimators.ScoreFunction(),
+    "straight-through": (_E.Pathwise(), 2),
+    "gumbel": (_E.Pathwise(cal.GumbelSoftmax(0.5)), 2),
+    "score-function": (_E.ScoreFunction(), 2),
+    "score-function-to-go": (_E.ScoreFunction(reward_to_go=True), 4),
+    "score-function-state": (_E.ScoreFunction(_E.StateRegression()), 8),
+    "muprop": (_E.MuProp(), 8),
+    "controlled-score": (_E.ControlledScore(), 12),
+    "controlled-score-pooled": (_E.ControlledScore(pool=True), 3),
+    "branching": (_E.Branching(3), 2),
+    "finite-differences": (_E.FiniteDifferences(0.02), 2),
+    "enumeration": (_E.Enumeration(), 1),
 }
 
 _inputs = np.sin(np.arange(9.0))

@@ -60,7 +60,7 @@ def _lags_jacobian(mode, horizon):
 
 
 def _rng(phase, t):
-    return Randomness.of_step(as_seed(5), phase, t, cal.StraightThrough(), recording=False)
+    return Randomness.of_step(as_seed(5), phase, t, cal.StraightThrough(), recorder=None)
 
 
 def _path_terms():

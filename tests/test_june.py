@@ -46,7 +46,7 @@ def make_world(age, residence, activity, *, homes=(), staff_of=None, kinds=(), a
 
 
 def _rng(phase="step", seed=0):
-    return Randomness.of_step(as_seed(seed), phase, 1, cal.StraightThrough(), recording=False)
+    return Randomness.of_step(as_seed(seed), phase, 1, cal.StraightThrough(), recorder=None)
 
 
 # Six people: a family of three (one works, one is at school), a student alone, a resident of a care home and its carer.
@@ -153,7 +153,7 @@ def test_the_probability_of_infection_by_hand():
         state = model.init(params, _rng("init"))
         state = eqx.tree_at(lambda s: s.infected_on, state, state.infected_on.at[0].set(-4.0))
         state = eqx.tree_at(lambda s: s.infected, state, state.infected.at[0].set(1.0))
-        new = model.step(params, state, inputs, Randomness.of_step(seed, "step", 1, cal.Hard(), recording=False))
+        new = model.step(params, state, inputs, Randomness.of_step(seed, "step", 1, cal.Hard(), recorder=None))
         return new.infected, infectiousness(state.course, 5.0 * jnp.ones(3))[0][0]
 
     infected, x = jax.vmap(one)(cal.seeds(0, 40_000))

@@ -22,7 +22,7 @@ def test_contract(name):
         assert np.all(np.isfinite(a))
         assert a.dtype in (jnp.float32, jnp.int32)
     for info in model.Params.describe().values():
-        assert info.prior is None or np.all(np.isfinite(info.prior.log_prob(jnp.asarray(info.default))))
+        assert info.prior is None or np.all(np.isfinite(info.prior.notes(jnp.asarray(info.default))))
 
 
 def test_sir_final_size_against_the_closed_form():
@@ -52,7 +52,7 @@ def test_nobody_is_lost_and_nothing_comes_from_nothing(name):
         from calibrant._randomness import Randomness, as_seed
 
         def rng(phase, t):
-            return Randomness.of_step(as_seed(seed), phase, t, cal.StraightThrough(), recording=False)
+            return Randomness.of_step(as_seed(seed), phase, t, cal.StraightThrough(), recorder=None)
 
         state = model.init(params, rng("init", 0))
         out = [state]
@@ -77,7 +77,7 @@ def test_first_cases_have_the_mean_asked_for_and_a_derivative():
     from calibrant.models._epidemic import first_cases
 
     def count(expected, seed):
-        rng = Randomness.of_step(seed, "init", 0, cal.StraightThrough(), recording=False)
+        rng = Randomness.of_step(seed, "init", 0, cal.StraightThrough(), recorder=None)
         return jnp.sum(first_cases(expected, 50, rng))
 
     counts = np.asarray(jax.vmap(count, (None, 0))(jnp.array(3.3), cal.seeds(0, 4000)))

@@ -13,15 +13,17 @@ import calibrant as cal
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-def _objective(name, mode, horizon=None, rule=None, record=False, seed=3):
+def _objective(name, mode, horizon=None, rule=None, recorder=None, seed=3):
     model, kwargs = MODELS[name]
     flat, unravel = ravel_pytree(model.Params())
 
     def objective(v, seed=seed):
-        out = cal.simulate(model, unravel(v), seed=seed, mode=mode, horizon=horizon, rule=rule, record=record, **kwargs)
+        out = cal.simulate(
+            model, unravel(v), seed=seed, mode=mode, horizon=horizon, rule=rule, recorder=recorder, **kwargs
+        )
         leaves = [x for x in jax.tree.leaves(out.outputs) if jnp.issubdtype(x.dtype, jnp.floating)]
         total = sum(jnp.sum(jnp.sin(x) * (1 + i)) for i, x in enumerate(leaves))
-        return total + (0 if out.log_prob is None else jnp.sum(out.log_prob**2))
+        return total + (0 if out.notes is None else jnp.sum(out.notes**2))
 
     return objective, flat
 
@@ -68,7 +70,7 @@ def test_modes_agree_under_every_rule(model, rule):
 def test_modes_agree_on_recorded_probabilities(model, horizon):
     results = []
     for mode in ("reverse", "checkpointed", "hybrid"):
-        objective, flat = _objective(model, MODES[mode], HORIZONS[horizon], cal.Hard(), record=True)
+        objective, flat = _objective(model, MODES[mode], HORIZONS[horizon], cal.Hard(), recorder=cal.LogProbability())
         results.append(jax.grad(objective)(flat))
     assert np.abs(results[0]).max() > 0
     np.testing.assert_allclose(results[1], results[0], rtol=1e-9, atol=1e-10)

@@ -11,8 +11,8 @@ from calibrant._randomness import Randomness, as_seed
 from calibrant._threefry import threefry2x32, uniform_from_bits
 
 
-def rng_of(seed=1, step=1, phase="step", rule=None, recording=False):
-    return Randomness.of_step(as_seed(seed), phase, step, rule or cal.StraightThrough(), recording=recording)
+def rng_of(seed=1, step=1, phase="step", rule=None, recorder=None):
+    return Randomness.of_step(as_seed(seed), phase, step, rule or cal.StraightThrough(), recorder=recorder)
 
 
 @pytest.mark.parametrize(
@@ -225,25 +225,25 @@ def test_probabilities_leave_inner_loops():
     p = jnp.array(0.3)
 
     def flat():
-        rng = rng_of(recording=True, rule=cal.Hard())
+        rng = rng_of(recorder=cal.LogProbability(), rule=cal.Hard())
         draws = jnp.stack([rng.at(i).bernoulli(p, site="a") for i in range(4)])
-        return draws, rng.log_prob
+        return draws, rng.notes
 
     def scanned():
-        rng = rng_of(recording=True, rule=cal.Hard())
+        rng = rng_of(recorder=cal.LogProbability(), rule=cal.Hard())
         draws = rng.scan(lambda r, c, x: (c, r.bernoulli(p, site="a")), 0.0, jnp.arange(4))[1]
-        return draws, rng.log_prob
+        return draws, rng.notes
 
     def mapped():
-        rng = rng_of(recording=True, rule=cal.Hard())
+        rng = rng_of(recorder=cal.LogProbability(), rule=cal.Hard())
         draws = rng.vmap(lambda r, x: r.bernoulli(p, site="a"))(jnp.arange(4))
-        return draws, rng.log_prob
+        return draws, rng.notes
 
     expected = flat()
     for other in (scanned(), mapped()):
         np.testing.assert_array_equal(other[0], expected[0])
         np.testing.assert_allclose(other[1], expected[1], rtol=1e-6)
-    rng = rng_of(recording=True, rule=cal.Hard())
+    rng = rng_of(recorder=cal.LogProbability(), rule=cal.Hard())
     with pytest.raises(ValueError, match=r"rng\.scan"):
         jax.lax.scan(lambda c, i: (c, rng.at(i).bernoulli(p, site="a")), 0.0, jnp.arange(4))
 

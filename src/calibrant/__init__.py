@@ -32,14 +32,16 @@ from calibrant._problem import Problem as Problem
 from calibrant._progress import AbstractProgress as AbstractProgress
 from calibrant._randomness import Randomness as Randomness
 from calibrant._randomness import seeds as seeds
+from calibrant._recording import AbstractRecorder as AbstractRecorder
+from calibrant._recording import LogProbability as LogProbability
 from calibrant._sampling import AbstractSamplingRule as AbstractSamplingRule
 from calibrant._sampling import GumbelSoftmax as GumbelSoftmax
 from calibrant._sampling import Hard as Hard
 from calibrant._sampling import StraightThrough as StraightThrough
 from calibrant._simulate import Trajectory as Trajectory
 from calibrant._simulate import simulate as simulate
+from calibrant.estimators import FiniteDifferences as FiniteDifferences
 from calibrant.inference import GVI as GVI
-from calibrant.inference import FiniteDifferences as FiniteDifferences
 from calibrant.inference import FlowScore as FlowScore
 from calibrant.inference import Result as Result
 from calibrant.networks import Incidence as Incidence

@@ -40,7 +40,7 @@ class AbstractMode(eqx.Module):
         """Like `jax.lax.scan(body, init, xs)`."""
 
     @abc.abstractmethod
-    def run(self, params: Any, loop: Loop, horizon: AbstractHorizon) -> tuple[PyTree[Array], Array]:
+    def run(self, params: Any, loop: Loop, horizon: AbstractHorizon) -> tuple[PyTree[Array], PyTree[Array]]:
         """`loop.run(params)`, differentiable in `params` by this mode under this horizon."""
 
     @abc.abstractmethod

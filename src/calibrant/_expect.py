@@ -1,6 +1,7 @@
 """`expect`: the expected loss, whose derivative is the chosen estimator."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,6 +11,7 @@ from jaxtyping import Array, Bool, Float, UInt32
 from calibrant._autodiff import AbstractMode, ReverseMode
 from calibrant._horizon import AbstractHorizon, FullHorizon
 from calibrant._problem import Problem
+from calibrant._recording import AbstractRecorder
 from calibrant._sampling import AbstractSamplingRule
 from calibrant._simulate import Trajectory, simulate
 from calibrant.estimators import AbstractEstimator, Pathwise
@@ -83,12 +85,26 @@ class _How(eqx.Module):
     at_once: int | None = eqx.field(static=True)
 
 
-def _estimate(values: Mapping[str, Array], problem: Problem, seeds: Array, how: _How) -> tuple[Array, Array]:
-    """Losses, and whether they and their simulations are finite."""
-    rows, replicates = seeds.shape[:2]
+class _Run(eqx.Module):
+    """How an estimator simulates; see `calibrant.estimators.Run`."""
 
-    def run(values: Mapping[str, Array], seeds: Array, rule: AbstractSamplingRule, record: bool) -> Trajectory:
-        def one(values, seed):
+    problem: Problem
+    how: _How
+
+    def __call__(
+        self,
+        values: Mapping[str, Array],
+        seeds: Array,
+        rule: AbstractSamplingRule,
+        recorder: AbstractRecorder | None = None,
+        *,
+        each: bool = False,
+    ) -> Trajectory:
+        per_run, common = eqx.partition((rule, recorder), eqx.is_array if each else lambda _: False)
+        problem = self.problem
+
+        def one(values, seed, per_run):
+            rule, recorder = eqx.combine(per_run, common)
             return simulate(
                 problem.model,
                 problem.with_values(values),
@@ -96,22 +112,33 @@ def _estimate(values: Mapping[str, Array], problem: Problem, seeds: Array, how: 
                 steps=problem.steps,
                 inputs=problem.inputs,
                 rule=rule,
-                mode=how.mode,
-                horizon=how.horizon,
-                record=record,
+                mode=self.how.mode,
+                horizon=self.how.horizon,
+                recorder=recorder,
             )
 
-        if how.at_once is None or how.at_once >= rows * replicates:
-            return jax.vmap(jax.vmap(one, (None, 0)))(values, seeds)
-        repeated = jax.tree.map(lambda x: jnp.repeat(x, replicates, axis=0), dict(values))
-        flat = _map_in_groups(one, repeated, seeds.reshape(-1, 2), how.at_once, recompute=how.mode.stores_steps)
-        return jax.tree.map(lambda x: x.reshape(rows, replicates, *x.shape[1:]), flat)
+        rows, replicates = seeds.shape[:2]
+        if self.how.at_once is None or self.how.at_once >= rows * replicates:
+            return jax.vmap(jax.vmap(one, (None, 0, 0)))(dict(values), seeds, per_run)
+        repeated = jax.tree.map(lambda x: jnp.repeat(x[:, None], replicates, axis=1), dict(values))
+        return self.map(one, repeated, seeds, per_run)
 
-    losses, trajectories = how.estimator.losses(problem, run, values, seeds)
+    def map(self, fn: Callable, *arguments: Any) -> Any:
+        rows, replicates = jax.tree.leaves(arguments)[0].shape[:2]
+        if self.how.at_once is None or self.how.at_once >= rows * replicates:
+            return jax.vmap(jax.vmap(fn))(*arguments)
+        flat = jax.tree.map(lambda x: x.reshape(rows * replicates, *x.shape[2:]), arguments)
+        out = _map_in_groups(fn, flat, self.how.at_once, recompute=self.how.mode.stores_steps)
+        return jax.tree.map(lambda x: x.reshape(rows, replicates, *x.shape[1:]), out)
+
+
+def _estimate(values: Mapping[str, Array], problem: Problem, seeds: Array, how: _How) -> tuple[Array, Array]:
+    """Losses, and whether they and their simulations are finite."""
+    losses, trajectories = how.estimator.losses(problem, _Run(problem, how), values, seeds)
     finite = jnp.isfinite(losses)
     for leaf in jax.tree.leaves(trajectories.outputs):
         if eqx.is_inexact_array(leaf):
-            finite &= jnp.all(jnp.isfinite(leaf.reshape(rows, -1)), axis=1)
+            finite &= jnp.all(jnp.isfinite(leaf.reshape(seeds.shape[0], -1)), axis=1)
     return losses, jax.lax.stop_gradient(finite)
 
 
@@ -160,12 +187,12 @@ def _backward(gradients, cotangents, perturbed, values, problem, seeds, how, siz
     return jax.tree.map(lambda g: cotangents[0].reshape(-1, *(1,) * (g.ndim - 1)) * g, gradients)
 
 
-def _map_in_groups(fn, values, seeds, size: int, *, recompute: bool):
-    """`vmap(fn)(values, seeds)`, `size` at a time; `recompute` forgets a group's intermediates for the reverse pass."""
-    count = seeds.shape[0]
+def _map_in_groups(fn, arguments: tuple, size: int, *, recompute: bool):
+    """`vmap(fn)(*arguments)`, `size` at a time; `recompute` forgets a group's intermediates for the reverse pass."""
+    count = jax.tree.leaves(arguments)[0].shape[0]
 
     def group(index):
-        return jax.vmap(fn)(jax.tree.map(lambda x: x[index], values), seeds[index])
+        return jax.vmap(fn)(*jax.tree.map(lambda x: x[index], arguments))
 
     out = jax.lax.map(jax.checkpoint(group) if recompute else group, _groups(count, size))
     return _flat(out, count)

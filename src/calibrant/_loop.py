@@ -12,6 +12,7 @@ from jaxtyping import Array, PyTree, UInt32
 from calibrant._horizon import AbstractHorizon, FullHorizon
 from calibrant._model import AbstractModel, describe_shapes
 from calibrant._randomness import Randomness
+from calibrant._recording import AbstractRecorder
 from calibrant._sampling import AbstractSamplingRule
 
 #: Like `jax.lax.scan(body, init, xs)`.
@@ -61,43 +62,43 @@ class Loop(eqx.Module):
     seed: UInt32[Array, "2"]
     rule: AbstractSamplingRule
     steps: int = eqx.field(static=True)
-    recording: bool = eqx.field(static=True)
+    recorder: AbstractRecorder | None
 
     def _rng(self, phase: str, t: Any) -> Randomness:
-        return Randomness.of_step(self.seed, phase, t, self.rule, recording=self.recording)
+        return Randomness.of_step(self.seed, phase, t, self.rule, recorder=self.recorder)
 
-    def start(self, params: Any) -> tuple[PyTree, Array]:
+    def start(self, params: Any) -> tuple[PyTree, PyTree]:
         rng = self._rng("init", 0)
         state = jax.tree.map(jnp.asarray, self.model.init(params, rng))
-        return state, rng.log_prob
+        return state, rng.notes
 
-    def transition(self, params: Any, state: PyTree, t: Array, inputs_t: PyTree) -> tuple[PyTree, Array]:
+    def transition(self, params: Any, state: PyTree, t: Array, inputs_t: PyTree) -> tuple[PyTree, PyTree]:
         rng = self._rng("step", t)
         new = self.model.step(params, state, inputs_t, rng)
         new = jax.tree.map(jnp.asarray, new)
         _check_same_structure(self.model, state, new)
-        return new, rng.log_prob
+        return new, rng.notes
 
-    def observe(self, params: Any, state: PyTree, t: Array, inputs_t: PyTree) -> tuple[PyTree, Array]:
+    def observe(self, params: Any, state: PyTree, t: Array, inputs_t: PyTree) -> tuple[PyTree, PyTree]:
         rng = self._rng("observe", t)
         outputs = self.model.observe(params, state, inputs_t, rng)
-        return jax.tree.map(jnp.asarray, outputs), rng.log_prob
+        return jax.tree.map(jnp.asarray, outputs), rng.notes
 
     def times(self) -> Array:
         """1, 2, ..., steps: the initial state has time 0."""
         return jnp.arange(1, self.steps + 1, dtype=jnp.int32)
 
-    def run(self, params: Any, scan: Scan) -> tuple[PyTree, Array]:
-        """Outputs of all steps and the log-probability recorded at times 0, 1, ..., steps."""
+    def run(self, params: Any, scan: Scan) -> tuple[PyTree, PyTree]:
+        """Outputs of all steps and the notes taken at times 0, 1, ..., steps."""
 
         def body(state, ts):
             state, before = self.transition(params, state, *ts)
             outputs, after = self.observe(params, state, *ts)
-            return state, (outputs, before + after)
+            return state, (outputs, _add(before, after))
 
         state, first = self.start(params)
-        _, (outputs, log_prob) = scan(body, state, (self.times(), self.inputs))
-        return outputs, jnp.concatenate([first[None], log_prob])
+        _, (outputs, notes) = scan(body, state, (self.times(), self.inputs))
+        return outputs, _prepend(first, notes)
 
     def _moving_state(self, theta: Any, params_of: Callable) -> PyTree:
         """Which leaves of the state ever have a tangent: the least set that the start and a transition agree on."""
@@ -122,14 +123,14 @@ class Loop(eqx.Module):
 
     def run_with_tangent(
         self, theta: Any, fixed: Any, v: Any, horizon: AbstractHorizon, scan: Scan, *, columns: bool
-    ) -> tuple[tuple[PyTree, Array], tuple[PyTree, Array]]:
+    ) -> tuple[tuple[PyTree, PyTree], tuple[PyTree, PyTree]]:
         """`run`, and its derivative along `v` as the horizon defines it.
 
         **Arguments:** `theta` and `fixed`, the differentiated and the other leaves of the parameters; `v`, tangents of
         `theta`, with `columns=True` many of them side by side on a last axis. That axis stays last throughout, so
         that a gather or a segment sum over agents moves contiguous rows.
 
-        **Returns:** (outputs, log-probabilities) and their tangents, `None` where an output is no float.
+        **Returns:** (outputs, notes) and their tangents, `None` where an output is no float.
         """
         cut, kept = _split_kept(v, horizon)
         full = FullHorizon()
@@ -143,16 +144,16 @@ class Loop(eqx.Module):
         moves = self._moving_state(theta, params_of)
 
         def start(theta):
-            state, log_prob = self.start(params_of(theta))
+            state, notes = self.start(params_of(theta))
             moving, still = eqx.partition(state, moves)
-            return (moving, log_prob), still
+            return (moving, notes), still
 
         (moving, first), still = start(theta)
 
         def start_tangent(cut, kept):
             d_cut = jax.jvp(lambda th: start(th)[0], (theta,), (cut,))[1]
             d_kept = None if kept is None else jax.jvp(lambda th: start(th)[0], (theta,), (kept,))[1]
-            d_first = d_cut[1] if d_kept is None else d_cut[1] + d_kept[1]
+            d_first = _add(d_cut[1], None if d_kept is None else d_kept[1])
             return horizon.start(d_cut[0]), None if d_kept is None else full.start(d_kept[0]), d_first
 
         layers, kept_layers, d_first = spread(start_tangent)(cut, kept)
@@ -161,14 +162,14 @@ class Loop(eqx.Module):
             (moving, still), layers, kept_layers = carry
 
             def transition(moving, theta):
-                state, log_prob = self.transition(params_of(theta), eqx.combine(moving, still), *ts)
+                state, notes = self.transition(params_of(theta), eqx.combine(moving, still), *ts)
                 new_moving, new_still = eqx.partition(state, moves)
-                return (new_moving, log_prob), new_still
+                return (new_moving, notes), new_still
 
             def observe(moving, theta):
-                outputs, log_prob = self.observe(params_of(theta), eqx.combine(moving, new_still), *ts)
+                outputs, notes = self.observe(params_of(theta), eqx.combine(moving, new_still), *ts)
                 y, other = eqx.partition(outputs, eqx.is_inexact_array)
-                return (y, log_prob), other
+                return (y, notes), other
 
             (new_moving, before), new_still = transition(moving, theta)
             (y, after), other = observe(new_moving, theta)
@@ -189,26 +190,29 @@ class Loop(eqx.Module):
                 new_layers = advance(horizon, layers, cut)
                 new_kept = None if kept is None else advance(full, kept_layers, kept)
                 v = _add(cut, kept)
-                d_before = jnp.zeros_like(before)
-                if self.recording:  # a draw's probability is an output of the transition: no horizon cuts it
+                d_before = jax.tree.map(jnp.zeros_like, before)
+                if self.recorder is not None:  # notes of draws are outputs of the transition: no horizon cuts them
                     dx = _add(horizon.total(layers), kept_layers)
                     d_before = jax.jvp(lambda x, th: transition(x, th)[0][1], (moving, theta), (dx, v))[1]
                 dx = _add(horizon.total(new_layers), new_kept)
                 d_y, d_after = jax.jvp(lambda x, th: observe(x, th)[0], (new_moving, theta), (dx, v))[1]
-                return new_layers, new_kept, d_y, d_before + d_after
+                return new_layers, new_kept, d_y, _add(d_before, d_after)
 
-            layers, kept_layers, d_y, d_log_prob = spread(tangent)(layers, kept_layers, cut, kept)
+            layers, kept_layers, d_y, d_notes = spread(tangent)(layers, kept_layers, cut, kept)
             outputs = eqx.combine(y, other)
-            return ((new_moving, new_still), layers, kept_layers), ((outputs, before + after), (d_y, d_log_prob))
+            return ((new_moving, new_still), layers, kept_layers), ((outputs, _add(before, after)), (d_y, d_notes))
 
         carry = ((moving, still), layers, kept_layers)
-        _, ((outputs, log_prob), (d_y, d_log_prob)) = scan(body, carry, (self.times(), self.inputs))
-        primal = outputs, jnp.concatenate([first[None], log_prob])
-        return primal, (d_y, jnp.concatenate([d_first[None], d_log_prob]))
+        _, ((outputs, notes), (d_y, d_notes)) = scan(body, carry, (self.times(), self.inputs))
+        return (outputs, _prepend(first, notes)), (d_y, _prepend(d_first, d_notes))
 
 
 def _first_slice(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x[0], tree)
+
+
+def _prepend(first: PyTree, rest: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
 
 
 def _add(a: PyTree, b: PyTree | None) -> PyTree:

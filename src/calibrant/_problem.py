@@ -74,6 +74,12 @@ class Problem(eqx.Module):
 
     def evaluate(self, simulations: PyTree[Array], values: Mapping[str, Array]) -> Array:
         """The loss of simulations (leading axis: replicates) at the given free values."""
+        return self.loss(simulations, self.data, self._named(values))
+
+    def terms(self, simulation: PyTree[Array], values: Mapping[str, Array]) -> Array | None:
+        """The loss of one simulation as a sum over times, or `None` where it is none."""
+        return self.loss.terms(simulation, self.data, self._named(values))
+
+    def _named(self, values: Mapping[str, Array]) -> dict[str, Array]:
         params = self.with_values(values)
-        named = {name: getattr(params, name) for name in self.parameter_names}
-        return self.loss(simulations, self.data, {**named, **values})
+        return {**{name: getattr(params, name) for name in self.parameter_names}, **values}

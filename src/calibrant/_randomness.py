@@ -5,6 +5,7 @@ nothing else. Keys are derived along that path with Threefry; the agent's index 
 agent `i` draws the same number however many other agents there are and wherever it lives.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -14,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.extend.core import get_opaque_trace_state
-from jaxtyping import Array, Float, UInt32
+from jaxtyping import Array, Float, PyTree, UInt32
 
-from calibrant._sampling import AbstractSamplingRule, bernoulli_log_prob, categorical_log_prob
+from calibrant._recording import AbstractRecorder
+from calibrant._sampling import AbstractSamplingRule, Draw
 from calibrant._threefry import threefry2x32, uniform_from_bits
 
 Key = tuple[Array, Array]
@@ -64,12 +66,12 @@ def _site_words(site: str) -> Key:
 
 
 class _Ledger:
-    """Sites used, and log-probabilities recorded, while one function is traced."""
+    """Sites used, and notes taken, while one function is traced."""
 
-    def __init__(self, recording: bool, taken: "frozenset[tuple]" = frozenset()):
-        self.recording = recording
+    def __init__(self, recorder: AbstractRecorder | None, taken: "frozenset[tuple]" = frozenset()):
+        self.recorder = recorder
         self.taken: set[tuple] = set(taken)
-        self.log_probs: list[Array] = []
+        self.notes: list[PyTree[Array]] = []
 
     def take(self, site: str, path: tuple) -> None:
         if (site, path) in self.taken:
@@ -79,8 +81,15 @@ class _Ledger:
             )
         self.taken.add((site, path))
 
-    def total(self) -> Array:
-        return sum(self.log_probs[1:], self.log_probs[0]) if self.log_probs else jnp.zeros(())
+    def total(self) -> PyTree[Array]:
+        """The notes of all draws, added up."""
+        if not self.notes:
+            return jnp.zeros(()) if self.recorder is None else self.recorder.zero()
+        return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), self.notes)
+
+
+def _summed(notes: PyTree[Array]) -> PyTree[Array]:
+    return jax.tree.map(lambda x: jnp.sum(x, axis=0), notes)
 
 
 def _once(x: Array) -> Array:
@@ -126,24 +135,32 @@ class Randomness:
         key: Key,
         rule: AbstractSamplingRule,
         *,
-        recording: bool = False,
+        recorder: AbstractRecorder | None = None,
+        when: "tuple[str, Any]" = ("step", 0),
         _path: tuple = (),
         _ledger: _Ledger | None = None,
     ):
         self._key = key
         self._rule = rule
+        self._when = when
         self._path = _path
-        self._ledger = _Ledger(recording) if _ledger is None else _ledger
+        self._ledger = _Ledger(recorder) if _ledger is None else _ledger
         self._here = get_opaque_trace_state()
         self._home = self._here  # where records can be collected
 
     @classmethod
     def of_step(
-        cls, seed: UInt32[Array, "2"], phase: str, step: "int | Array", rule: AbstractSamplingRule, *, recording: bool
+        cls,
+        seed: UInt32[Array, "2"],
+        phase: str,
+        step: "int | Array",
+        rule: AbstractSamplingRule,
+        *,
+        recorder: AbstractRecorder | None = None,
     ) -> "Randomness":
         """The source for one call of `init`, `step` or `observe` (`phase`) at one time step."""
         counter = (jnp.asarray(step).astype(jnp.uint32), jnp.uint32(PHASES[phase]))
-        return cls(threefry2x32((seed[0], seed[1]), counter), rule, recording=recording)
+        return cls(threefry2x32((seed[0], seed[1]), counter), rule, recorder=recorder, when=(phase, step))
 
     # Draws ------------------------------------------------------------------------------------------------------
 
@@ -193,9 +210,10 @@ class Randomness:
         where = jnp.ones((), p.dtype) if where is None else jnp.asarray(where).astype(p.dtype)
         shape = jnp.broadcast_shapes(p.shape, where.shape) if shape is None else shape
         p, where = jnp.broadcast_to(p, shape), jnp.broadcast_to(where, shape)
-        sample = self._rule.bernoulli(p, where, self._uniform(self._site_key(site), shape, agents, p.dtype))
-        if self._ledger.recording:
-            self._record(site, bernoulli_log_prob(sample, p, where))
+        draw = self._draw(site)
+        sample = self._rule.of(draw).bernoulli(p, where, self._uniform(self._site_key(site), shape, agents, p.dtype))
+        if self._ledger.recorder is not None:
+            self._record(site, self._ledger.recorder.bernoulli(draw, sample, p, where))
         return sample
 
     def categorical(
@@ -228,9 +246,10 @@ class Randomness:
             more = threefry2x32(key, (jnp.uint32(0xFFFFFFFF), jnp.uint32(0xFFFFFFFF)))
             return -jnp.log(jnp.moveaxis(self._uniform(more, (*shape, k + 1), agents, p.dtype), -1, 0))
 
-        sample = self._rule.categorical(p, u, exponentials)
-        if self._ledger.recording:
-            self._record(site, categorical_log_prob(sample, p))
+        draw = self._draw(site)
+        sample = self._rule.of(draw).categorical(p, u, exponentials)
+        if self._ledger.recorder is not None:
+            self._record(site, self._ledger.recorder.categorical(draw, sample, p))
         return jnp.moveaxis(sample, 0, -1)
 
     def key(self, site: str) -> Array:
@@ -293,8 +312,8 @@ class Randomness:
             used.append(rng._ledger.taken)
             return carry, (y, rng._ledger.total())
 
-        carry, (ys, log_probs) = jax.lax.scan(inner, init, (jnp.arange(n), xs), length=n)
-        self._adopt(jnp.sum(log_probs), used)
+        carry, (ys, notes) = jax.lax.scan(inner, init, (jnp.arange(n), xs), length=n)
+        self._adopt(_summed(notes), used)
         return carry, ys
 
     def vmap(self, fn: Callable, in_axes: Any = 0, out_axes: Any = 0) -> Callable:
@@ -317,10 +336,10 @@ class Randomness:
                 rng = self._inner(self.at(i), _EACH)
                 out = fn(rng, *args)
                 used.append(rng._ledger.taken)
-                return out, rng._ledger.total() + jnp.zeros_like(i, dtype=float)
+                return out, rng._ledger.total()
 
-            out, log_probs = jax.vmap(inner, (0, *axes), (out_axes, 0))(jnp.arange(sizes.pop()), *args)
-            self._adopt(jnp.sum(log_probs), used)
+            out, notes = jax.vmap(inner, (0, *axes), (out_axes, 0))(jnp.arange(sizes.pop()), *args)
+            self._adopt(_summed(notes), used)
             return out
 
         return outer
@@ -338,41 +357,44 @@ class Randomness:
 
             return run
 
-        out, log_prob = jax.lax.cond(pred, branch(true_fn), branch(false_fn), *operands)
-        self._adopt(log_prob, used)
+        out, notes = jax.lax.cond(pred, branch(true_fn), branch(false_fn), *operands)
+        self._adopt(notes, used)
         return out
 
     # Internals ------------------------------------------------------------------------------------------------------
 
     @property
-    def log_prob(self) -> Float[Array, ""]:
-        """Sum of the log-probabilities of the discrete draws made so far, if they are recorded."""
+    def notes(self) -> PyTree[Array]:
+        """What the recorder noted of the discrete draws made so far, added up."""
         return self._ledger.total()
 
+    def _draw(self, site: str) -> Draw:
+        return Draw(self._when[0], self._when[1], site, bool(self._path))
+
     def _derived(self, key: Key, path: tuple) -> "Randomness":
-        out = Randomness(key, self._rule, _path=path, _ledger=self._ledger)
+        out = Randomness(key, self._rule, when=self._when, _path=path, _ledger=self._ledger)
         out._home = self._home
         return out
 
     def _inner(self, rng: "Randomness", *label: str) -> "Randomness":
         """`rng` with a ledger of its own, that knows the sites taken so far (JAX may trace a body more than once)."""
         rng._path = (*self._path, *label)
-        rng._ledger = _Ledger(self._ledger.recording, frozenset(self._ledger.taken))
+        rng._ledger = _Ledger(self._ledger.recorder, frozenset(self._ledger.taken))
         rng._home = rng._here
         return rng
 
-    def _adopt(self, log_prob: Array, used: "list[set[tuple]]") -> None:
+    def _adopt(self, notes: PyTree[Array], used: "list[set[tuple]]") -> None:
         self._ledger.taken.update(*used)
-        if self._ledger.recording:
-            self._ledger.log_probs.append(log_prob)
+        if self._ledger.recorder is not None:
+            self._ledger.notes.append(notes)
 
-    def _record(self, site: str, log_prob: Array) -> None:
+    def _record(self, site: str, notes: PyTree[Array]) -> None:
         if get_opaque_trace_state() != self._home:
             self._refuse(
                 f"the estimator needs the probability of the draw at site '{site}', which cannot leave this inner "
                 "function through rng.at or rng.once; use rng.scan, rng.vmap or rng.cond"
             )
-        self._ledger.log_probs.append(jnp.sum(log_prob))
+        self._ledger.notes.append(notes)
 
     def _refuse(self, why: str) -> NoReturn:
         raise ValueError(why[0].upper() + why[1:] + ".")

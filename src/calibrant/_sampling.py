@@ -8,8 +8,9 @@ simulation does not change when its gradient does.
 """
 
 import abc
+import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -22,11 +23,27 @@ else:
     from equinox import AbstractClassVar
 
 
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """Which draw of a simulation: in `init`, `step` or `observe` (`phase`), at which time (0: `init`) and site."""
+
+    phase: str
+    time: Any
+    site: str
+    #: Whether it stands inside `rng.scan`, `rng.vmap` or under `rng.at` and may be made many times a step.
+    inner: bool
+
+
 class AbstractSamplingRule(eqx.Module):
     """How Bernoulli and categorical draws are realised and differentiated."""
 
     #: Whether samples are exactly 0 or 1 (a relaxed sample has no probability, so the score function refuses it).
     hard: AbstractClassVar[bool]
+
+    def of(self, draw: Draw) -> "AbstractSamplingRule":
+        """The rule for one draw: itself, unless draws are treated differently."""
+        del draw
+        return self
 
     @abc.abstractmethod
     def bernoulli(self, p: Float[Array, "*n"], where: Float[Array, "*n"], u: Float[Array, "*n"]) -> Float[Array, "*n"]:

@@ -6,25 +6,28 @@ import equinox as eqx
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from calibrant._autodiff import AbstractMode, ReverseMode
 from calibrant._horizon import AbstractHorizon, FullHorizon
 from calibrant._loop import Loop
 from calibrant._model import AbstractModel
 from calibrant._randomness import as_seed
+from calibrant._recording import AbstractRecorder
 from calibrant._sampling import AbstractSamplingRule, StraightThrough
 
 
 class Trajectory(eqx.Module):
     """What a simulation gives back.
 
-    `outputs`: `model.summarise` of what `observe` returned after each of the steps (leading axis: time).
-    `log_prob`: log-probability of all discrete draws at times 0 (`init`), 1, ..., steps; `None` unless recorded.
+    `outputs`: `model.summarise` of `observed`, which is what `observe` returned after each of the steps (leading axis:
+    time). `notes`: what the recorder noted of all discrete draws at times 0 (`init`), 1, ..., steps; `None` without
+    one.
     """
 
     outputs: PyTree[Array]
-    log_prob: Float[Array, "*batch times"] | None
+    observed: PyTree[Array]
+    notes: PyTree[Array] | None
 
 
 def _refuse_tangent(path: Any, leaf: Any, what: str) -> Any:
@@ -76,7 +79,7 @@ def simulate(
     rule: AbstractSamplingRule | None = None,
     mode: AbstractMode | None = None,
     horizon: AbstractHorizon | None = None,
-    record: bool = False,
+    recorder: AbstractRecorder | None = None,
 ) -> Trajectory:
     """Run a model.
 
@@ -89,7 +92,7 @@ def simulate(
     - `inputs`: arrays with a leading time axis, a slice of which each step receives.
     - `rule`: how discrete draws are realised and differentiated; straight-through by default.
     - `mode`, `horizon`: how, and along which paths, derivatives are taken; `ReverseMode()` and `FullHorizon()`.
-    - `record`: also return the log-probability of the discrete draws.
+    - `recorder`: what to note of every discrete draw; `LogProbability()` notes just that.
 
     **Returns:** a `Trajectory`.
 
@@ -104,13 +107,13 @@ def simulate(
             f"{type(model).__name__} takes parameters of class {model.Params.__qualname__}, "
             f"got {type(params).__name__}."
         )
-    if record and not rule.hard:
+    if recorder is not None and not rule.hard:
         raise ValueError(
             f"{type(rule).__name__} draws relaxed samples, which have no probability to record; use Hard()."
         )
     inputs = resolve_inputs(model, inputs, steps)
     steps = resolve_steps(model, inputs, None if steps is None else int(steps))
-    return _simulate(model, params, as_seed(seed), steps, inputs, rule, mode, horizon, record)
+    return _simulate(model, params, as_seed(seed), steps, inputs, rule, mode, horizon, recorder)
 
 
 @eqx.filter_jit
@@ -123,9 +126,10 @@ def _simulate(
     rule: AbstractSamplingRule,
     mode: AbstractMode,
     horizon: AbstractHorizon,
-    record: bool,
+    recorder: AbstractRecorder | None,
 ) -> Trajectory:
-    loop = Loop(_guard(model, "model"), _guard(inputs, "inputs"), seed, _guard(rule, "rule"), steps, record)
-    outputs, log_prob = mode.run(params, loop, _guard(horizon, "horizon"))
-    outputs = model.summarise(params, outputs)
-    return Trajectory(jax.tree.map(jnp.asarray, outputs), log_prob if record else None)
+    rule, recorder = _guard(rule, "rule"), _guard(recorder, "recorder")
+    loop = Loop(_guard(model, "model"), _guard(inputs, "inputs"), seed, rule, steps, recorder)
+    observed, notes = mode.run(params, loop, _guard(horizon, "horizon"))
+    outputs = jax.tree.map(jnp.asarray, model.summarise(params, observed))
+    return Trajectory(outputs, observed, None if recorder is None else notes)

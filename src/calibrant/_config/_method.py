@@ -11,7 +11,7 @@ from calibrant._config._error import ConfigError
 from calibrant._config._schema import Strict
 from calibrant._horizon import AbstractHorizon, BlockHorizon, FullHorizon, GeometricHorizon, SlidingHorizon
 from calibrant._sampling import GumbelSoftmax
-from calibrant.inference import GVI, FiniteDifferences, FlowScore
+from calibrant.inference import GVI, FlowScore
 
 _PASSED_ON = (
     "weight",
@@ -84,7 +84,7 @@ class MethodConfig(Strict):
             "straight-through": estimators.Pathwise(),
             "gumbel-softmax": estimators.Pathwise(GumbelSoftmax(self.temperature or 0.1)),
             "score-function": estimators.ScoreFunction(),
-            "finite-differences": FiniteDifferences() if self.step is None else FiniteDifferences(self.step),
+            "finite-differences": estimators.FiniteDifferences(0.2 if self.step is None else self.step),
             "flow-score": FlowScore(),
         }[self.estimator]
         mode = {"reverse": ReverseMode(), "checkpointed": CheckpointedReverseMode(), "hybrid": HybridMode()}[self.mode]

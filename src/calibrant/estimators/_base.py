@@ -2,12 +2,13 @@
 
 import abc
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import equinox as eqx
 from jaxtyping import Array, Float, UInt32
 
 from calibrant._problem import Problem
+from calibrant._recording import AbstractRecorder
 from calibrant._sampling import AbstractSamplingRule
 from calibrant._simulate import Trajectory
 
@@ -17,8 +18,28 @@ else:
     from equinox import AbstractClassVar
 
 Values = Mapping[str, Array]
-#: `run(values, seeds, rule, record)`: trajectories of shape (batch, replicates, ...).
-Run = Callable[[Values, Array, AbstractSamplingRule, bool], Trajectory]
+
+
+@runtime_checkable
+class Run(Protocol):
+    """How an estimator simulates: trajectories of shape (batch, replicates, ...), in the mode and horizon asked for.
+
+    With `each` every array in `rule` and `recorder` has leading axes (batch, replicates), one a simulation.
+    """
+
+    def __call__(
+        self,
+        values: Values,
+        seeds: Array,
+        rule: AbstractSamplingRule,
+        recorder: AbstractRecorder | None = None,
+        *,
+        each: bool = False,
+    ) -> Trajectory: ...
+
+    def map(self, fn: Callable, *arguments: Any) -> Any:
+        """`fn` of one simulation, over arguments with leading axes (batch, replicates), as many at once as asked."""
+        ...
 
 
 class AbstractEstimator(eqx.Module):

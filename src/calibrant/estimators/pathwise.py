@@ -20,5 +20,5 @@ class Pathwise(AbstractEstimator):
     separable = True
 
     def losses(self, problem, run, values, seeds):
-        trajectories = run(values, seeds, self.rule, False)
+        trajectories = run(values, seeds, self.rule)
         return jax.vmap(problem.evaluate)(trajectories.outputs, values), trajectories

@@ -6,7 +6,6 @@ from calibrant.inference._base import Result as Result
 from calibrant.inference._base import State as State
 from calibrant.inference._base import UpdateRecord as UpdateRecord
 from calibrant.inference._base import best_evaluation as best_evaluation
-from calibrant.inference._black_box import FiniteDifferences as FiniteDifferences
 from calibrant.inference._black_box import FlowScore as FlowScore
 from calibrant.inference._gvi import GVI as GVI
 from calibrant.inference._gvi import default_optimiser as default_optimiser

@@ -29,9 +29,9 @@ from calibrant._horizon import AbstractHorizon, FullHorizon
 from calibrant._prior import Prior
 from calibrant._problem import Problem
 from calibrant._randomness import as_seed, seeds
-from calibrant.estimators import AbstractEstimator, Pathwise
+from calibrant.estimators import AbstractEstimator, FiniteDifferences, Pathwise
 from calibrant.inference._base import AbstractMethod, Evaluation, Result, State, UpdateRecord, best_evaluation
-from calibrant.inference._black_box import FiniteDifferences, FlowScore
+from calibrant.inference._black_box import FlowScore
 from calibrant.posteriors import (
     AbstractPosterior,
     FullRankGaussian,
@@ -83,7 +83,7 @@ class GVI(AbstractMethod):
     learning_rate: float | None = None
     final_learning_rate: float | None = None
     optimiser: optax.GradientTransformation | None = eqx.field(default=None, static=True)
-    estimator: "AbstractEstimator | FiniteDifferences | FlowScore" = eqx.field(default_factory=Pathwise)
+    estimator: "AbstractEstimator | FlowScore" = eqx.field(default_factory=Pathwise)
     mode: AbstractMode = eqx.field(default_factory=ReverseMode)
     horizon: AbstractHorizon = eqx.field(default_factory=FullHorizon)
     simulations_at_once: int | None = eqx.field(default=None, static=True)
@@ -139,7 +139,9 @@ class GVI(AbstractMethod):
             )
         if isinstance(self.estimator, FlowScore) and self.simulations < 2:
             raise ValueError("FlowScore needs at least 2 simulations an update for its baseline; set `simulations`.")
-        if isinstance(self.estimator, AbstractEstimator):
+        if isinstance(self.estimator, FiniteDifferences) and self.estimator.scale is not None:
+            raise ValueError("In GVI the step of FiniteDifferences is in coordinates of the prior; leave `scale` out.")
+        if not isinstance(self.estimator, (FiniteDifferences, FlowScore)):
             self.estimator.check(problem, self.simulations, self.replicates)
             return
         for name, plain in (("horizon", FullHorizon()), ("mode", ReverseMode())):

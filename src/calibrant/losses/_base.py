@@ -32,6 +32,14 @@ class AbstractLoss(eqx.Module):
     def __call__(self, simulations: Any, data: Any, params: Mapping[str, Array]) -> Float[Array, ""]:
         """The loss, a scalar; for a per-simulation loss the mean over replicates."""
 
+    def terms(self, simulation: Any, data: Any, params: Mapping[str, Array]) -> Float[Array, " times"] | None:
+        """The loss of one simulation as a sum of terms, the t-th of which depends on outputs up to time t.
+
+        `None` where it is no such sum.
+        """
+        del simulation, data, params
+        return None
+
     def check(self, data: Any) -> None:
         """Refuse, with a `ValueError`, data that have no loss whatever is simulated, such as negative counts."""
         del data
@@ -61,23 +69,55 @@ class AbstractPerSimulationLoss(AbstractLoss):
         return jnp.mean(jax.vmap(lambda x: self.one(x, data, params))(simulations))
 
 
+class AbstractPointwiseLoss(AbstractPerSimulationLoss):
+    """A loss of each observation, summed or averaged over all that were made."""
+
+    #: The mean over observations, or their sum.
+    averaged: AbstractClassVar[bool]
+
+    @abc.abstractmethod
+    def each(self, x: Array, y: Array, params: Mapping[str, Array]) -> Array:
+        """The loss of every observation; `y` is 0 where nothing was observed."""
+
+    def one(self, simulation, data, params):
+        x, y, seen = matched(simulation, data, type(self).__name__)
+        return (masked_mean if self.averaged else masked_sum)(self.each(x, y, params), seen)
+
+    def terms(self, simulation, data, params):
+        x, y, seen = matched(simulation, data, type(self).__name__)
+        each = jnp.where(seen, self.each(x, y, params), 0)
+        if self.averaged:
+            each = each / jnp.maximum(jnp.sum(seen), 1).astype(each.dtype)
+        return jnp.sum(each.reshape(each.shape[0], -1), axis=1)
+
+
 class CustomLoss(AbstractLoss):
     """Any function `(simulations, data, params) -> scalar`, as an ensemble loss.
 
-    **Arguments:** `fn`; `parameters`, names of parameters of its own; `min_replicates`.
+    **Arguments:** `fn`; `parameters`, names of parameters of its own; `min_replicates`; `per_simulation`, whether it is
+    a mean over replicates, each taken alone, as some gradient estimators need it.
     """
 
     fn: Callable[[Any, Any, Mapping[str, Array]], Array]
     _parameters: tuple[str, ...] = eqx.field(static=True)
     _min_replicates: int = eqx.field(static=True)
+    _per_simulation: bool = eqx.field(static=True)
 
-    per_simulation = False
+    per_simulation = property(lambda self: self._per_simulation)  # pyright: ignore[reportAssignmentType]
     min_replicates = property(lambda self: self._min_replicates)  # pyright: ignore[reportAssignmentType]
 
-    def __init__(self, fn: Callable, *, parameters: tuple[str, ...] = (), min_replicates: int = 1):
+    def __init__(
+        self,
+        fn: Callable,
+        *,
+        parameters: tuple[str, ...] = (),
+        min_replicates: int = 1,
+        per_simulation: bool = False,
+    ):
         self.fn = fn
         self._parameters = tuple(parameters)
         self._min_replicates = min_replicates
+        self._per_simulation = per_simulation
 
     def __call__(self, simulations, data, params):
         return jnp.asarray(self.fn(simulations, data, params))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from calibrant.losses._base import (
     AbstractLoss,
-    AbstractPerSimulationLoss,
+    AbstractPointwiseLoss,
     masked_mean,
     matched,
     refuse_below,
@@ -13,20 +13,23 @@ from calibrant.losses._base import (
 )
 
 
-class MeanSquaredError(AbstractPerSimulationLoss):
+class MeanSquaredError(AbstractPointwiseLoss):
     """`mean((x - y)^2 / scale^2)` over what was observed."""
 
     scale: float = 1.0
 
-    def one(self, simulation, data, params):
-        x, y, seen = matched(simulation, data, "MeanSquaredError")
-        return masked_mean(((x - y) / self.scale) ** 2, seen)
+    averaged = True
+
+    def each(self, x, y, params):
+        return ((x - y) / self.scale) ** 2
 
 
-class LogMeanSquaredError(AbstractPerSimulationLoss):
+class LogMeanSquaredError(AbstractPointwiseLoss):
     """`mean((log10(x + offset) - log10(y + offset))^2)`, the loss of the JUNE experiments of arXiv 2307.01085."""
 
     offset: float = 1.0
+
+    averaged = True
 
     def __check_init__(self):
         require_positive(self.offset, "The offset of LogMeanSquaredError")
@@ -34,9 +37,8 @@ class LogMeanSquaredError(AbstractPerSimulationLoss):
     def check(self, data):
         refuse_below(data, 0.0, "LogMeanSquaredError")
 
-    def one(self, simulation, data, params):
-        x, y, seen = matched(simulation, data, "LogMeanSquaredError")
-        return masked_mean((jnp.log10(x + self.offset) - jnp.log10(y + self.offset)) ** 2, seen)
+    def each(self, x, y, params):
+        return (jnp.log10(x + self.offset) - jnp.log10(y + self.offset)) ** 2
 
 
 class SquaredErrorOfMean(AbstractLoss):

@@ -17,9 +17,7 @@ from jaxtyping import Array
 
 from calibrant.losses._base import (
     AbstractLoss,
-    AbstractPerSimulationLoss,
-    masked_sum,
-    matched,
+    AbstractPointwiseLoss,
     refuse_above,
     refuse_below,
     require_positive,
@@ -34,19 +32,19 @@ def _own(given: "float | str | Array") -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else ()
 
 
-class GaussianLogLikelihood(AbstractPerSimulationLoss):
+class GaussianLogLikelihood(AbstractPointwiseLoss):
     """`y ~ Normal(x, scale^2)`. `scale` is a number, an array, or the name of a parameter."""
 
     scale: "float | str | Array"
 
+    averaged = False
+
     def __check_init__(self):
         require_positive(self.scale, "The scale of GaussianLogLikelihood")
 
-    def one(self, simulation, data, params):
-        x, y, seen = matched(simulation, data, "GaussianLogLikelihood")
+    def each(self, x, y, params):
         scale = _value(self.scale, params, x.dtype)
-        nll = 0.5 * ((x - y) / scale) ** 2 + jnp.log(scale) + 0.5 * jnp.log(2 * jnp.pi).astype(x.dtype)
-        return masked_sum(nll, seen)
+        return 0.5 * ((x - y) / scale) ** 2 + jnp.log(scale) + 0.5 * jnp.log(2 * jnp.pi).astype(x.dtype)
 
     def observe(self, key, simulation, params):
         def one(x):
@@ -59,10 +57,12 @@ class GaussianLogLikelihood(AbstractPerSimulationLoss):
         return _own(self.scale)
 
 
-class PoissonLogLikelihood(AbstractPerSimulationLoss):
+class PoissonLogLikelihood(AbstractPointwiseLoss):
     """`y ~ Poisson(max(x, floor))`: a simulation that says 0 where something was observed is not impossible."""
 
     floor: float = 0.1
+
+    averaged = False
 
     def __check_init__(self):
         require_positive(self.floor, "The floor of PoissonLogLikelihood")
@@ -70,16 +70,15 @@ class PoissonLogLikelihood(AbstractPerSimulationLoss):
     def check(self, data):
         refuse_below(data, 0.0, "PoissonLogLikelihood")
 
-    def one(self, simulation, data, params):
-        x, y, seen = matched(simulation, data, "PoissonLogLikelihood")
+    def each(self, x, y, params):
         rate = jnp.maximum(x, self.floor)
-        return masked_sum(rate - y * jnp.log(rate) + gammaln(y + 1), seen)
+        return rate - y * jnp.log(rate) + gammaln(y + 1)
 
     def observe(self, key, simulation, params):
         return jax.tree.map(lambda x: jax.random.poisson(key, jnp.maximum(x, self.floor)).astype(x.dtype), simulation)
 
 
-class NegativeBinomialLogLikelihood(AbstractPerSimulationLoss):
+class NegativeBinomialLogLikelihood(AbstractPointwiseLoss):
     """`y` negative binomial of mean `m = max(x, floor)` and variance `m + m^2 / concentration`.
 
     `concentration` is a number or the name of a parameter; large means Poisson.
@@ -88,6 +87,8 @@ class NegativeBinomialLogLikelihood(AbstractPerSimulationLoss):
     concentration: "float | str | Array"
     floor: float = 0.1
 
+    averaged = False
+
     def __check_init__(self):
         require_positive(self.concentration, "The concentration of NegativeBinomialLogLikelihood")
         require_positive(self.floor, "The floor of NegativeBinomialLogLikelihood")
@@ -95,8 +96,7 @@ class NegativeBinomialLogLikelihood(AbstractPerSimulationLoss):
     def check(self, data):
         refuse_below(data, 0.0, "NegativeBinomialLogLikelihood")
 
-    def one(self, simulation, data, params):
-        x, y, seen = matched(simulation, data, "NegativeBinomialLogLikelihood")
+    def each(self, x, y, params):
         k = _value(self.concentration, params, x.dtype)
         mean = jnp.maximum(x, self.floor)
         log_prob = (
@@ -106,7 +106,7 @@ class NegativeBinomialLogLikelihood(AbstractPerSimulationLoss):
             - k * jnp.log1p(mean / k)
             + y * (jnp.log(mean) - jnp.log(mean + k))
         )
-        return -masked_sum(log_prob, seen)
+        return -log_prob
 
     def observe(self, key, simulation, params):
         first, second = jax.random.split(key)
@@ -123,7 +123,7 @@ class NegativeBinomialLogLikelihood(AbstractPerSimulationLoss):
         return _own(self.concentration)
 
 
-class BinomialLogLikelihood(AbstractPerSimulationLoss):
+class BinomialLogLikelihood(AbstractPointwiseLoss):
     """Of `tested` people the share `y` was positive: `tested y ~ Binomial(tested, p)`, of a simulated share `x`,
 
         p = sensitivity x + (1 - specificity) (1 - x)
@@ -137,6 +137,8 @@ class BinomialLogLikelihood(AbstractPerSimulationLoss):
     sensitivity: "float | str | Array" = 1.0
     specificity: "float | str | Array" = 1.0
     floor: float = 1e-6
+
+    averaged = False
 
     def __init__(
         self,
@@ -171,12 +173,11 @@ class BinomialLogLikelihood(AbstractPerSimulationLoss):
             raise ValueError(f"BinomialLogLikelihood has {self.tested.shape[0]} numbers tested for {x.shape[0]} times.")
         return self.tested[: x.shape[0]].astype(x.dtype)
 
-    def one(self, simulation, data, params):
-        x, y, seen = matched(simulation, data, "BinomialLogLikelihood")
+    def each(self, x, y, params):
         n, p = self._number(x), self._positive(x, params)
         k = n * y
         chosen = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
-        return -masked_sum(chosen + k * jnp.log(p) + (n - k) * jnp.log1p(-p), seen)
+        return -(chosen + k * jnp.log(p) + (n - k) * jnp.log1p(-p))
 
     def observe(self, key, simulation, params):
         typical = jnp.nanmedian(jnp.where(self.tested > 0, self.tested, jnp.nan))
@@ -255,6 +256,15 @@ class Streams(AbstractLoss):
             for name, loss in self.losses.items()
         ]
         return sum(terms[1:], terms[0])
+
+    def terms(self, simulation, data, params):
+        weighted = []
+        for name, loss in self.losses.items():
+            of_one = loss.terms(simulation[name], data[name], params)
+            if of_one is None or (weighted and weighted[0].shape != of_one.shape):
+                return None
+            weighted.append(self.weights.get(name, 1.0) * of_one)
+        return sum(weighted[1:], weighted[0])
 
     def check(self, data):
         for name, loss in self.losses.items():

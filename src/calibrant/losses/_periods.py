@@ -36,6 +36,14 @@ class Periods(AbstractLoss):
     def __call__(self, simulations, data, params):
         return self.loss(self._sums(simulations, 1), self._sums(data, 0), params)
 
+    def terms(self, simulation, data, params):
+        of_periods = self.loss.terms(self._sums(simulation, 0), self._sums(data, 0), params)
+        if of_periods is None:
+            return None
+        times = jax.tree.leaves(simulation)[0].shape[0]
+        last = self.length * jnp.arange(1, of_periods.shape[0] + 1) - 1
+        return jnp.zeros((times,), of_periods.dtype).at[last].set(of_periods)
+
     def check(self, data):
         self.loss.check(data)
 

@@ -1,0 +1,77 @@
+"""Columns of numbers about draws: their residuals, summed with powers of the root of their probability."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from calibrant._recording import AbstractRecorder, LogProbability
+from calibrant._sampling import Draw
+from calibrant.estimators._sites import Site
+
+
+class Columns(eqx.Module):
+    """Columns of numbers, one for each place of a draw, category and power of `sqrt(p)`."""
+
+    sites: tuple[Site, ...] = eqx.field(static=True)
+    degree: int = eqx.field(static=True)
+
+    def _blocks(self) -> list[int]:
+        """How many (category) blocks each site has."""
+        return [site.categories or 1 for site in self.sites]
+
+    @property
+    def blocks(self) -> int:
+        """All of them."""
+        return sum(self._blocks())
+
+    @property
+    def powers(self) -> int:
+        """Columns of a block."""
+        return self.degree + 1
+
+    def block(self, draw: Draw) -> int:
+        """The first block of a draw."""
+        index = next(i for i, site in enumerate(self.sites) if site.draws(draw))
+        return sum(self._blocks()[:index])
+
+    def spread(self, p: Array) -> Float[Array, "powers ..."]:
+        """Powers of `sqrt(p)`."""
+        root = jnp.sqrt(jnp.clip(jax.lax.stop_gradient(p), 0, 1))
+        return jnp.stack([root**k for k in range(self.powers)])
+
+    def place(self, draw: Draw, rows: Float[Array, "rows ..."]) -> Float[Array, "blocks ..."]:
+        """The rows of a draw among the rows of all."""
+        everything = jnp.zeros((self.blocks, *rows.shape[1:]), rows.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(everything, rows, self.block(draw), 0)
+
+
+def _over_agents(x: Float[Array, "rows powers *n"]) -> Float[Array, "rows powers"]:
+    return jnp.sum(x.reshape(*x.shape[:2], -1), axis=2)
+
+
+class Residuals(AbstractRecorder):
+    """Log-probability, and for each column the residuals `b - p` and, differentiable, the expectations `p`."""
+
+    columns: Columns
+
+    def zero(self):
+        columns = jnp.zeros((self.columns.blocks, self.columns.powers))
+        return {"log_prob": jnp.zeros(()), "residual": columns, "expected": columns}
+
+    def _notes(self, draw: Draw, log_prob: Array, sample: Array, p: Array, where: Array):
+        """`sample`, `p`: (rows, *agents)."""
+        basis = jnp.moveaxis(self.columns.spread(p), 0, 1) * where
+        residual = _over_agents(basis * jax.lax.stop_gradient(sample - p)[:, None])
+        expected = _over_agents(basis * p[:, None])
+        place = self.columns.place
+        return {"log_prob": log_prob, "residual": place(draw, residual), "expected": place(draw, expected)}
+
+    def bernoulli(self, draw, sample, p, where):
+        p = jnp.clip(p, 0, 1)
+        decides = jax.lax.stop_gradient(where > 0).astype(p.dtype)
+        return self._notes(draw, LogProbability().bernoulli(draw, sample, p, where), sample[None], p[None], decides)
+
+    def categorical(self, draw, sample, p):
+        p = jnp.broadcast_to(p, sample.shape)
+        return self._notes(draw, LogProbability().categorical(draw, sample, p), sample, p, jnp.ones((), p.dtype))

@@ -1,0 +1,138 @@
+"""The score function with what later draws add taken out of it: a linear control variate, regressed.
+
+With `r_s = b_s - p_s`, what the draws of step s add to their expectation, and any `lambda_s` and `V_t` that do not
+depend on this simulation's draws from their step on,
+
+    d E[L] / d theta = E[ dL/dtheta | draws fixed ]
+        + E[ sum_t (L - sum_{s >= t} lambda_s r_s - V_t(x_{t-1})) d log p(b_t) / d theta ]
+        + E[ sum_t lambda_t dp_t / d theta ]
+
+because the `r_s` have mean zero given all before them, also times a score of earlier draws, and at each draw
+`E[r_t d log p(b_t)] = dp_t`. In a large population the loss is nearly linear in such sums, so little is left to
+multiply the score with: the noise falls with the number of agents, which that of the plain score function does not,
+and there is no bias to pay for it. `MuProp` has the same form and takes `lambda` from straight-through; here `lambda_s`
+is the coefficient of `r_s` in a regression of the loss on the state before step s and on `r_s`. That needs no
+derivative of the simulation, and is right on average where straight-through is biased. (Control variates for
+likelihood-ratio gradients: Greensmith, Bartlett, Baxter 2004, JMLR 5: 1471-1530. Here they are of the martingale part
+of every step.)
+
+From the last step backwards: the regression of step t explains what is left of the loss once the parts of later steps
+are taken away, which is little more than the part of step t, so that few replicates teach much. It is fitted to the
+*other* replicates, anew for each, and gives `V_t` as well.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from calibrant._sampling import Hard
+from calibrant.estimators._base import AbstractEstimator
+from calibrant.estimators._baselines import before
+from calibrant.estimators._residuals import Columns, Residuals
+from calibrant.estimators._sites import sites
+from calibrant.estimators._solve import solve_positive
+from calibrant.estimators.score_function import loss_of_each, score_times
+
+
+class ControlledScore(AbstractEstimator):
+    """Unbiased for Bernoulli and categorical draws; the unbiased estimator of least noise in large populations.
+
+    It learns from replicates, and helps little with fewer than thirty.
+
+    **Arguments:**
+
+    - `degree`: sensitivities are polynomials in `sqrt(p)`, with `p` the probability of a draw, which often says in what
+      situation an agent is.
+    - `features`: of the state, a function from the observed outputs of one simulation (leading axis: time) to an array
+      (times, features); by default all numbers that `observe` returns.
+    - `pool`: learn from all parameter values of the batch together, with the values as further features. Then
+      replicates may be 1, as in variational inference with many values an update.
+    - `ridge`, of the regressions, relative to the number of simulations learned from.
+    """
+
+    degree: int = eqx.field(default=1, static=True)
+    features: Callable[[Any], Array] | None = None
+    pool: bool = eqx.field(default=False, static=True)
+    ridge: float = 0.01
+
+    unbiased = True
+    separable = property(lambda self: not self.pool)  # pyright: ignore[reportAssignmentType]
+
+    def __check_init__(self):
+        if self.degree < 0:
+            raise ValueError(f"ControlledScore needs a degree of at least 0, got {self.degree}.")
+
+    def check(self, problem, batch, replicates):
+        super().check(problem, batch, replicates)
+        count, what = (batch * replicates, "simulations") if self.pool else (replicates, "replicates of each value")
+        if count < 8:
+            raise ValueError(
+                f"ControlledScore learns from the others what to take away, and needs at least 8 {what}, got {count}; "
+                "raise them, or use ScoreFunction()."
+            )
+        if not problem.loss.per_simulation:
+            raise ValueError(
+                f"ControlledScore is for losses of one simulation at a time, and {type(problem.loss).__name__} is of "
+                "an ensemble; use ScoreFunction()."
+            )
+
+    def losses(self, problem, run, values, seeds):
+        batch, replicates = seeds.shape[:2]
+        columns = Columns(sites(problem), self.degree)
+        trajectories = run(values, seeds, Hard(), Residuals(columns))
+        losses = jax.vmap(problem.evaluate)(trajectories.outputs, values)
+        each = jax.vmap(lambda x, v: loss_of_each(problem, x, v))(trajectories.outputs, values)
+        notes = trajectories.notes
+        assert notes is not None
+        times = notes["log_prob"].shape[2]
+        state = jax.vmap(lambda x: before(x, times, self.features))(trajectories.observed)
+        if self.pool:
+            flat = jax.vmap(lambda v: ravel_pytree(v)[0])(dict(values))
+            known = jnp.broadcast_to(flat[:, None, None], (batch, replicates, times, flat.shape[1]))
+            state = jnp.concatenate([state, known.astype(state.dtype)], axis=3)
+        residual = notes["residual"].reshape(batch, replicates, times, -1)
+        frozen = jax.lax.stop_gradient((each, residual, state))
+        if self.pool:
+            frozen = jax.tree.map(lambda x: x.reshape(1, batch * replicates, *x.shape[2:]), frozen)
+        advantage, sensitivity = jax.vmap(self._left_out)(*frozen)
+        score = score_times(advantage.reshape(notes["log_prob"].shape), notes["log_prob"])
+        expected = score_times(sensitivity.reshape(notes["expected"].shape), notes["expected"])
+        return losses + (jnp.sum(score, axis=(1, 2)) + jnp.sum(expected, axis=(1, 2, 3, 4))) / replicates, trajectories
+
+    def _left_out(self, losses, residual, state):
+        """For each replicate, from the others: its loss above what is known, time by time, and the sensitivities."""
+        everyone = jnp.arange(losses.shape[0])
+        return jax.vmap(lambda r: self._one(r, everyone != r, losses, residual, state))(everyone)
+
+    def _one(self, r, others, losses, residual, state):
+        n_columns = residual.shape[2]
+
+        def back(y, at_t):
+            residual, state = at_t
+            x = jnp.concatenate([residual, state], axis=1)
+            coefficients, intercept = _ridge(x, y, others.astype(y.dtype), self.ridge)
+            sensitivity = coefficients[:n_columns]
+            y = y - residual @ sensitivity
+            return y, (y[r] - intercept - state[r] @ coefficients[n_columns:], sensitivity)
+
+        backwards = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (residual, state))
+        return jax.lax.scan(back, losses, backwards, reverse=True)[1]
+
+
+def _ridge(x: Float[Array, "n k"], y: Float[Array, " n"], weights: Float[Array, " n"], ridge: float):
+    """Coefficients and intercept of a ridge regression of the rows with weight 1."""
+    n = jnp.sum(weights)
+    mean_x, mean_y = weights @ x / n, weights @ y / n
+    centred = (x - mean_x) * weights[:, None]
+    size = jnp.sqrt(jnp.sum(centred**2, axis=0) / n)
+    moving = size > 1e3 * jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(x), axis=0)
+    scale = jnp.where(moving, 1 / jnp.where(moving, size, 1), 0)
+    z = centred * scale
+    gram = z.T @ z + n * ridge * jnp.eye(z.shape[1], dtype=z.dtype)
+    coefficients = scale * solve_positive(gram, (z.T @ (y - mean_y))[:, None])[:, 0]
+    return coefficients, mean_y - mean_x @ coefficients
