@@ -164,6 +164,8 @@ def main() -> None:
         parser.error(f"{stored} holds results of other settings, {kept['settings']}: give another --out.")
     n = arguments.simulations
     # Whatever the configuration recommends, all methods here differ in the gradient alone.
+    if arguments.problem == "town":
+        base = dataclasses.replace(base, weight=0.2, learning_rate=1e-2)
     pathwise = {"estimator": cal.estimators.Pathwise(), "mode": cal.CheckpointedReverseMode(), "simulations": 5}
     black_box = {"horizon": cal.FullHorizon(), "mode": cal.ReverseMode()}
     longest = cal.FullHorizon() if arguments.problem == "town" else cal.GeometricHorizon(0.9)

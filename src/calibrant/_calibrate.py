@@ -151,7 +151,7 @@ def _finish(best, result: Result, evaluation, history, records, method, seed: in
     return Calibration(
         posterior=best.posterior,
         result=result,
-        reason=reasons[result] + (" The best state is the start, the prior." if best_evaluation(history) == 0 else ""),
+        reason=reasons[result] + (" None was better than the start." if best_evaluation(history) == 0 else ""),
         evaluation={k: v for k, v in _row(0, evaluation).items() if k != "update"},
         history=history,
         updates=updates,
