@@ -52,7 +52,7 @@ def structures(n: int) -> dict[str, cal.models.SIR]:
     return {
         "mixed": cal.models.SIR((random_groups(n, n, contiguous=True),)),
         "households": cal.models.SIR(groups),
-        "households, self-contact": SelfContactSIR(groups),
+        "households, self-contact": SelfContactSIR(groups, jnp.full(2, 0.5), 1.0),
     }
 
 
@@ -126,7 +126,8 @@ def gradients(problem: cal.Problem, estimator: Any, groups: int, replicates: int
 
 def cell(n: int, structure: str, name: str, simulations: int) -> dict[str, Any]:
     inner = structures(n)[structure]
-    params = cal.models.SIR.Params(beta=np.log(0.5), gamma=np.log(0.2), initial=np.log(max(2.0, n / 50)))
+    logs = {"beta": np.log(0.5), "gamma": np.log(0.2), "initial": np.log(max(2.0, n / 50))}
+    params = inner.default_params.replace(logs)
     data = {"infected": np.zeros(STEPS), "recovered": np.zeros(STEPS)}
     problem = cal.Problem(LogModel(inner), data, AttackRate(n), params=params, steps=STEPS)
     if name == "reference":

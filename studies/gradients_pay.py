@@ -66,7 +66,7 @@ def variational(
     problem: cal.Problem, prior: cal.Prior, base: Any, seed: int, budget: int, cost: float, change: dict[str, Any]
 ) -> list[dict[str, float]]:
     method = dataclasses.replace(base, **change)
-    runs = method.runs_an_update(prior.dim)
+    runs = method.runs_an_update(problem, prior.dim)
     updates = max(1, budget // runs // PARTS)
     method = dataclasses.replace(method, max_updates=updates * PARTS)
     state = method.init(problem, prior, seed)

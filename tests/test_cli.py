@@ -84,6 +84,21 @@ def test_a_calibration_from_a_config(here, monkeypatch, capsys):
     assert set(rows[0]) == {"time", "infected", "recovered"}
 
 
+def test_gradients_are_looked_at_before_and_after(here, monkeypatch, capsys):
+    (here / "c.toml").write_text(SMALL.format(data="synthetic = { seed = 1 }"))
+    code, out, err = run(monkeypatch, capsys, "gradients", "c.toml", "--points", "2", "--repeats", "4")
+    assert (code, err) == (0, "")
+    assert "straight-through, H = 0" in " ".join(out.split())
+    assert out.count("\n- ") >= 1  # advice
+    assert (here / "c-gradients.png").read_bytes()[:4] == b"\x89PNG"
+    run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet", "--updates", "2")
+    code, out, err = run(
+        monkeypatch, capsys, "gradients", "runs/c", "--points", "2", "--repeats", "4", "--out", "after.png"
+    )
+    assert (code, err) == (0, "")
+    assert (here / "after.png").is_file()
+
+
 def test_data_from_a_file_and_a_model_of_ones_own(here, monkeypatch, capsys):
     (here / "my_model.py").write_text(
         "import jax.numpy as jnp, calibrant as cal, numpyro.distributions as dist\n"
@@ -286,6 +301,9 @@ def test_mistakes_end_in_one_sentence(name, here, monkeypatch, capsys):
         ("simulate", "sir", "--out", "."),
         ("calibrate", "june-london"),
         ("calibrate", "june-town", "--size", "100", "--scale", "0.1"),
+        ("gradients", "nothing.toml"),
+        ("gradients", "june-london"),
+        ("gradients", "boarding-school", "--out", "."),
         ("world", "build", "w.h5", "--size", "1e12"),
         ("world", "build", "w.h5", "--size", "nan"),
     ],

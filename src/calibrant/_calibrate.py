@@ -97,7 +97,8 @@ def calibrate(
             if int(state.update) > history[-1]["update"]:
                 evaluated()
     evaluation = method.evaluate(problem, best, _FRESH)
-    calibration = _finish(best, result, evaluation, history, records, method, seed)
+    runs = method.runs_an_update(problem, prior.dim)
+    calibration = _finish(best, result, evaluation, history, records, runs, seed)
     seconds = time.perf_counter() - started
     calibration.timings.update(total=seconds, first_updates=compiled)
     if throw and not result.successful and result is not Result.INTERRUPTED:
@@ -121,7 +122,7 @@ def _row(update: int, evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _finish(best, result: Result, evaluation, history, records, method, seed: int) -> Calibration:
+def _finish(best, result: Result, evaluation, history, records, runs: int, seed: int) -> Calibration:
     fields = ("loss", "kl", "objective", "gradient_norm", "signal_to_noise")
     updates = {
         name: np.concatenate([getattr(r, name) for r in records] or [np.zeros(0)]).astype(float) for name in fields
@@ -156,7 +157,7 @@ def _finish(best, result: Result, evaluation, history, records, method, seed: in
         history=history,
         updates=updates,
         failures={k: np.asarray(v) for k, v in failures.items()},
-        n_simulations=len(updates["loss"]) * method.runs_an_update(dim),
+        n_simulations=len(updates["loss"]) * runs,
         n_failed=int(np.sum(~finite)),
         seed=seed,
         timings={},

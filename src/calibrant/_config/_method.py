@@ -44,10 +44,18 @@ class MethodConfig(Strict):
     patience: PositiveInt | None = None
     max_failed_fraction: float = Field(default=0.5, ge=0, le=1)
     simulations_at_once: PositiveInt | None = None
-    estimator: Literal["straight-through", "gumbel-softmax", "score-function", "finite-differences", "flow-score"] = (
-        "straight-through"
-    )
+    estimator: Literal[
+        "straight-through",
+        "controlled-score",
+        "finite-differences",
+        "score-function",
+        "muprop",
+        "branching",
+        "gumbel-softmax",
+        "flow-score",
+    ] = "straight-through"
     temperature: PositiveFloat | None = None
+    branches: PositiveInt | None = None
     step: PositiveFloat | None = None
     mode: Literal["reverse", "checkpointed", "hybrid"] = "reverse"
     horizon: Literal["full"] | dict[Literal["sliding", "block", "geometric"], float] = "full"
@@ -74,6 +82,8 @@ class MethodConfig(Strict):
             )
         if self.temperature is not None and self.estimator != "gumbel-softmax":
             raise ValueError("temperature is of the estimator gumbel-softmax; name it, or leave temperature out")
+        if self.branches is not None and self.estimator != "branching":
+            raise ValueError("branches is of the estimator branching; name it, or leave branches out")
         if self.step is not None and self.estimator != "finite-differences":
             raise ValueError("step is of the estimator finite-differences; name it, or leave step out")
         return self
@@ -84,6 +94,10 @@ class MethodConfig(Strict):
             "straight-through": estimators.Pathwise(),
             "gumbel-softmax": estimators.Pathwise(GumbelSoftmax(self.temperature or 0.1)),
             "score-function": estimators.ScoreFunction(),
+            # With few replicates it learns from the other values of the update.
+            "controlled-score": estimators.ControlledScore(pool=self.replicates < 8),
+            "muprop": estimators.MuProp(),
+            "branching": estimators.Branching(self.branches or 16),
             "finite-differences": estimators.FiniteDifferences(0.2 if self.step is None else self.step),
             "flow-score": FlowScore(),
         }[self.estimator]

@@ -12,9 +12,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from calibrant import diagnostics
 from calibrant._calibrate import CalibrationError, calibrate
-from calibrant._config import MODELS, ConfigError, build_model, bundled_configs, load_config
-from calibrant._files import write_text
+from calibrant._config import MODELS, Config, ConfigError, build_model, bundled_configs, load_config
+from calibrant._files import atomic_path, write_text
 from calibrant._simulate import simulate
 from calibrant.cli._compare import compare
 from calibrant.cli._run import read_run, refuse_existing, report_again, write_run
@@ -57,7 +58,7 @@ simulations = 5                   # parameter values an update
 replicates = 20                   # simulations of each
 max_updates = 300
 learning_rate = 3e-3
-estimator = "straight-through"    # gumbel-softmax, score-function, flow-score
+estimator = "straight-through"    # finite-differences, controlled-score, ...: see calibrant gradients
 horizon = "full"                  # or {{ sliding = 3 }}, {{ block = 10 }}, {{ geometric = 0.9 }}
 mode = "reverse"                  # checkpointed, hybrid
 posterior = "masked-autoregressive"  # coupling-spline, full-rank-gaussian
@@ -79,26 +80,7 @@ def calibrate_command(
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
 ) -> None:
     """Fit a posterior and write a run directory with a report."""
-    settings, directory, text = load_config(config)
-    if updates is not None:
-        settings.method.max_updates = updates
-        text += f"\n# on the command line: --updates {updates}\n"
-    if size is not None and scale is not None:
-        raise ConfigError("--size and --scale both say how many people there are; give one.")
-    if size is not None and not 1 <= size <= MAX_PEOPLE:
-        raise ConfigError(f"--size is a number of people, got {size}.")
-    if size is not None or scale is not None:
-        options = {k: v for k, v in settings.model.options.items() if k not in ("size", "scale", "world")}
-        settings.model.options = options | ({"size": round(size)} if size is not None else {"scale": scale})
-        text += f"\n# on the command line: --{'size' if size is not None else 'scale'} {size or scale}\n"
-    if data is not None:
-        if settings.data.file is None:
-            raise ConfigError("--data is for configurations that read a file; this one does not.")
-        for source in (settings.data, *settings.data.shares.values()):
-            source.file = str(data.resolve() / str(source.file))
-        text += f"\n# on the command line: --data {data}\n"
-    elif settings.data.file is not None and config in bundled_configs():
-        raise ConfigError(f"{config} reads {settings.data.file}; say in which directory it is with --data DIR.")
+    settings, directory, text = _configured(config, updates=updates, size=size, scale=scale, data=data)
     name = Path(config).stem
     out = Path("runs") / name if out is None else out
     refuse_existing(out, overwrite)
@@ -131,6 +113,80 @@ def calibrate_command(
         raise typer.Exit(130)
     if not result.result.successful:
         raise CalibrationError(result)
+
+
+def _configured(
+    config: str, *, updates: int | None, size: float | None, scale: float | None, data: Path | None
+) -> tuple[Config, Path, str]:
+    """A configuration with what the command line changes: itself, where its files are, and its text."""
+    settings, directory, text = load_config(config)
+    if updates is not None:
+        settings.method.max_updates = updates
+        text += f"\n# on the command line: --updates {updates}\n"
+    if size is not None and scale is not None:
+        raise ConfigError("--size and --scale both say how many people there are; give one.")
+    if size is not None and not 1 <= size <= MAX_PEOPLE:
+        raise ConfigError(f"--size is a number of people, got {size}.")
+    if size is not None or scale is not None:
+        options = {k: v for k, v in settings.model.options.items() if k not in ("size", "scale", "world")}
+        settings.model.options = options | ({"size": round(size)} if size is not None else {"scale": scale})
+        text += f"\n# on the command line: --{'size' if size is not None else 'scale'} {size or scale}\n"
+    if data is not None:
+        if settings.data.file is None:
+            raise ConfigError("--data is for configurations that read a file; this one does not.")
+        for source in (settings.data, *settings.data.shares.values()):
+            source.file = str(data.resolve() / str(source.file))
+        text += f"\n# on the command line: --data {data}\n"
+    elif settings.data.file is not None and config in bundled_configs():
+        raise ConfigError(f"{config} reads {settings.data.file}; say in which directory it is with --data DIR.")
+    return settings, directory, text
+
+
+@app.command("gradients")
+def gradients_command(
+    config: Annotated[str, typer.Argument(help="a bundled configuration, a TOML file, or a run directory")],
+    points: Annotated[int, typer.Option(help="draws of the start, or of a run's posterior, to look at", min=2)] = 4,
+    repeats: Annotated[int, typer.Option(help="gradients of each kind at each point", min=4)] = 32,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    size: Annotated[float | None, typer.Option(help="JUNE: people of the built town")] = None,
+    scale: Annotated[float | None, typer.Option(help="JUNE: of London's population, up to 1")] = None,
+    data: Annotated[Path | None, typer.Option(help="directory of the data file")] = None,
+    out: Annotated[Path | None, typer.Option(help="PNG to write")] = None,
+) -> None:
+    """Ask, before a calibration, whether its gradients are any good, and what to change."""
+    if out is not None and out.is_dir():
+        raise ConfigError(f"{out} is a directory; --out is the PNG to write.")
+    if Path(config).is_dir():
+        name, settings, _, problem, calibration = read_run(Path(config))
+        posterior, prior, method = calibration.posterior, calibration.prior, settings.method.build()
+    else:
+        settings, directory, _ = _configured(config, updates=None, size=size, scale=scale, data=data)
+        problem, prior, method = settings.build(directory)
+        name, posterior = Path(config).stem, None
+    _out.print(f"{name}: gradients at {points} points, {repeats} of each kind")
+    health = diagnostics.gradients(
+        problem, prior, method, posterior=posterior, points=points, repeats=repeats, seed=seed
+    )
+    table = Table("gradient", "cosine", "noise²", "runs", "to signal 2")
+    for row in diagnostics.summary(health):
+        numbers = [row[k] for k in ("alignment", "noise", "forward_runs", "runs_to_signal")]
+        table.add_row(row["candidate"], *(f"{x:.3g}" for x in numbers))
+    _out.print(table)
+    _out.print(
+        "cosine: with central differences; noise²: over signal², of one gradient; runs: forward runs that take as long; "
+        "to signal 2: such runs until the signal is twice the noise"
+    )
+    ratio, error = health.ratios(health.configured)
+    table = Table("parameter", "gradient / differences", title="as configured", title_justify="left")
+    for label, r, e, seen in zip(health.names, ratio, error, health.identified, strict=True):
+        table.add_row(label, f"{r:.2g} ± {e:.1g}" if seen else "differences are all noise")
+    _out.print(table)
+    for sentence in diagnostics.advise(health):
+        _out.print(f"- {sentence}", soft_wrap=True)
+    written = Path(f"{name}-gradients.png") if out is None else out
+    with atomic_path(written) as part:
+        diagnostics.gradients_figure(health).savefig(part, dpi=150, format="png")
+    _out.print(f"picture: {written}", soft_wrap=True)
 
 
 @app.command()

@@ -60,6 +60,11 @@ class AbstractEstimator(eqx.Module):
     ) -> tuple[Float[Array, " batch"], Trajectory]:
         """The loss at each of a batch of values, differentiable in `values`, and the trajectories behind it."""
 
+    def runs(self, problem: Problem, dim: int) -> int:
+        """Simulations that it takes for each value and replicate, to differentiate in `dim` numbers."""
+        del problem, dim
+        return 1
+
     def check(self, problem: Problem, batch: int, replicates: int) -> None:
         """Refuse, with a `ValueError`, what this estimator cannot do."""
         if replicates < problem.loss.min_replicates:

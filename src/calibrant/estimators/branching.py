@@ -48,6 +48,9 @@ class Branching(AbstractEstimator):
         if self.branches < 1:
             raise ValueError(f"Branching needs at least one branch, got {self.branches}.")
 
+    def runs(self, problem, dim):
+        return self.branches + 2
+
     def check(self, problem, batch, replicates):
         super().check(problem, batch, replicates)
         outer(sites(problem))

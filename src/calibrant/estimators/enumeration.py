@@ -33,6 +33,9 @@ class Enumeration(AbstractEstimator):
     unbiased = True
     separable = True
 
+    def runs(self, problem, dim):
+        return _Places(outer(sites(problem)), problem.steps).outcomes
+
     def check(self, problem, batch, replicates):
         super().check(problem, batch, replicates)
         if not problem.loss.per_simulation:

@@ -40,6 +40,9 @@ class FiniteDifferences(AbstractEstimator):
         if not (isinstance(self.step, (int, float)) and 0 < self.step < float("inf")):
             raise ValueError(f"FiniteDifferences needs a `step` above 0, got {self.step}.")
 
+    def runs(self, problem, dim):
+        return self.points(dim)
+
     def points(self, dim: int) -> int:
         """Points of the stencil."""
         return 2 * dim + 1

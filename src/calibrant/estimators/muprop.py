@@ -54,6 +54,9 @@ class MuProp(AbstractEstimator):
         if self.degree < 0:
             raise ValueError(f"MuProp needs a degree of at least 0, got {self.degree}.")
 
+    def runs(self, problem, dim):
+        return 2
+
     def check(self, problem, batch, replicates):
         super().check(problem, batch, replicates)
         if replicates < 4:

@@ -85,7 +85,7 @@ class AbstractMethod(eqx.Module):
     max_failed_fraction: AbstractVar[float]
 
     @abc.abstractmethod
-    def runs_an_update(self, dim: int) -> int:
+    def runs_an_update(self, problem: Problem, dim: int) -> int:
         """Simulations that an update takes with `dim` coordinates."""
 
     @abc.abstractmethod

@@ -119,9 +119,9 @@ class GVI(AbstractMethod):
             rate = optax.cosine_decay_schedule(rate, self.max_updates, self.final_learning_rate / rate)
         return default_optimiser(rate) if self.optimiser is None else self.optimiser
 
-    def runs_an_update(self, dim):
-        points = self.estimator.points(dim) if isinstance(self.estimator, FiniteDifferences) else 1
-        return self.simulations * self.replicates * points
+    def runs_an_update(self, problem, dim):
+        each = self.estimator.runs(problem, dim) if isinstance(self.estimator, AbstractEstimator) else 1
+        return self.simulations * self.replicates * each
 
     def check(self, problem, prior):
         prior.check(problem)

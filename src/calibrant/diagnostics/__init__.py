@@ -1,0 +1,9 @@
+"""Is it any good? Checks of what a calibration rests on."""
+
+from calibrant.diagnostics._advice import advise as advise
+from calibrant.diagnostics._gradients import Candidate as Candidate
+from calibrant.diagnostics._gradients import GradientHealth as GradientHealth
+from calibrant.diagnostics._gradients import Measurement as Measurement
+from calibrant.diagnostics._gradients import gradients as gradients
+from calibrant.diagnostics._gradients import summary as summary
+from calibrant.diagnostics._picture import gradients_figure as gradients_figure

@@ -1,0 +1,101 @@
+"""What the measurements of gradients say to do, in one sentence each."""
+
+import numpy as np
+
+from calibrant.diagnostics._gradients import GradientHealth, Measurement
+
+#: Below this cosine with the differences a gradient is called astray.
+_ALIGNED = 0.8
+
+
+def best(health: GradientHealth) -> Measurement:
+    """The candidate that is aligned with the differences and takes the fewest forward runs to a signal."""
+    aligned = [m for m in health.measurements if _aligned(health, m) and np.isfinite(m.runs_to_signal)]
+    return min(aligned, key=lambda m: m.runs_to_signal, default=health.reference)
+
+
+def _aligned(health: GradientHealth, m: Measurement) -> bool:
+    return m is health.reference or (health.alignment(m) >= _ALIGNED and not _wrong_signs(health, m))
+
+
+def _wrong_signs(health: GradientHealth, m: Measurement) -> list[str]:
+    ratio, error = health.ratios(m)
+    return [
+        n for n, r, e, seen in zip(health.names, ratio, error, health.identified, strict=True) if seen and r < -3 * e
+    ]
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def advise(health: GradientHealth) -> list[str]:
+    """Sentences: what is wrong with the gradients of the method as configured, and what to do."""
+    mine, reference, out = health.configured, health.reference, []
+    if reference.noise == float("inf") or not np.any(health.identified):
+        out.append(
+            "Differences are all noise here, so nothing can be said of bias; take more `repeats`, a larger `step`, or "
+            "points where the loss depends on the parameters."
+        )
+        return out
+    if mine.failed:
+        out.append(
+            f"{mine.failed} of {mine.count} gradients were not finite; look at the priors, or shorten the horizon."
+        )
+    alignment = health.alignment(mine)
+    choice = best(health)
+    if mine is reference:
+        return [*out, *_simulations(health, mine)]
+    wrong = _wrong_signs(health, mine)
+    if wrong:
+        out.append(f"The gradient of {_listed(wrong)} has the wrong sign; change the estimator or the horizon.")
+    ratio, error = health.ratios(mine)
+    seen = health.identified & (np.abs(ratio) > 3 * error)
+    zero = [n for i, n in enumerate(health.names) if health.identified[i] and not np.any(mine.mean[:, i])]
+    if zero:
+        out.append(
+            f"The gradient of {_listed(zero)} is zero and the loss does depend on it: the horizon cuts its paths; name "
+            "it in `keep`, or lengthen the horizon."
+        )
+    large = [n for n, r, s in zip(health.names, ratio, seen, strict=True) if s and r > 2]
+    small = [n for n, r, s in zip(health.names, ratio, seen, strict=True) if s and 0 < r < 0.5]
+    if large:
+        out.append(f"The gradient of {_listed(large)} is more than twice too large, which acts like a smaller weight.")
+    if small:
+        out.append(f"The gradient of {_listed(small)} is less than half of what it should be, like a larger weight.")
+    if choice is not mine and (not _aligned(health, mine) or choice.runs_to_signal < 0.67 * mine.runs_to_signal):
+        why = (
+            f"points another way than the differences (cosine {alignment:.2f})"
+            if not _aligned(health, mine)
+            else f"takes {_runs(mine)} forward runs to twice its noise"
+        )
+        out.append(
+            f"Use {choice.candidate.name}: the configured gradient {why}, and this one takes {_runs(choice)} and has "
+            f"cosine {health.alignment(choice):.2f}."
+        )
+    out += _simulations(health, mine)
+    growth = health.growth[-1]
+    if np.isfinite(growth) and growth > 1e4:
+        steps = int(np.argmax(health.growth > 100))
+        out.append(
+            f"Derivatives grow by a factor of {growth:.0e} over the simulation, as in a chaotic model: a horizon of "
+            f"some {max(1, steps)} steps keeps them below 100."
+        )
+    return out or ["The gradients are good: aligned with the differences, and enough simulations to see them."]
+
+
+def _simulations(health: GradientHealth, mine: Measurement) -> list[str]:
+    needed = mine.noise
+    if not np.isfinite(needed):
+        return ["The configured gradient is all noise at these points."]
+    if needed > 4 * health.simulations:
+        share = np.sqrt(health.simulations / needed)
+        return [
+            f"At {health.simulations} simulations an update the signal is {share:.2g} of the noise; "
+            f"{int(np.ceil(needed))} would make them equal; or lower the learning rate."
+        ]
+    return []
+
+
+def _runs(m: Measurement) -> str:
+    return f"{m.runs_to_signal:,.0f}" if m.runs_to_signal >= 1 else "less than one"

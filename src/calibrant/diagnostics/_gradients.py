@@ -1,0 +1,298 @@
+"""Are the gradients any good? Measured before a night is spent on a calibration.
+
+At a few draws of a posterior, every candidate estimator is run from many seeds, in the coordinates of the prior, beside
+central differences with common random numbers from the same seeds. A candidate is as good as its mean points the way of
+the differences (bias) and as few simulations as it takes until the noise is below the signal (variance).
+"""
+
+import dataclasses
+import time
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from calibrant._autodiff import AbstractMode, ReverseMode
+from calibrant._expect import expect
+from calibrant._horizon import AbstractHorizon, FullHorizon, SlidingHorizon
+from calibrant._prior import Prior
+from calibrant._problem import Problem
+from calibrant._randomness import as_seed, seeds
+from calibrant._simulate import simulate
+from calibrant.estimators import AbstractEstimator, FiniteDifferences, Pathwise
+from calibrant.inference import GVI
+from calibrant.posteriors import Posterior
+
+_POINTS, _SEEDS = 0x47524144, 0x48454C54
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A way to take gradients."""
+
+    name: str
+    estimator: AbstractEstimator
+    horizon: AbstractHorizon = dataclasses.field(default_factory=FullHorizon)
+    mode: AbstractMode = dataclasses.field(default_factory=ReverseMode)
+    replicates: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """Gradients of a candidate at each point (rows) in each coordinate (columns)."""
+
+    candidate: Candidate
+    mean: Float[np.ndarray, "points dim"]
+    #: Standard error of `mean`.
+    error: Float[np.ndarray, "points dim"]
+    #: Of one gradient.
+    sd: Float[np.ndarray, "points dim"]
+    #: Simulations a gradient takes, and what they cost in simulations without a derivative, measured.
+    simulations: int
+    forward_runs: float
+    #: Gradients that were not finite, which are left out of the above, of how many.
+    failed: int
+    count: int
+
+    @property
+    def noise(self) -> float:
+        """Squared: variance of one gradient over its squared mean, both summed over coordinates and points.
+
+        The squared mean is corrected for its own noise.
+        """
+        signal = float(np.sum(self.mean**2 - self.error**2))
+        return float(np.sum(self.sd**2)) / signal if signal > 0 else float("inf")
+
+    @property
+    def runs_to_signal(self) -> float:
+        """Forward runs until the mean of gradients is twice as long as its noise."""
+        return 4 * self.noise * self.forward_runs
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientHealth:
+    """What `gradients` measured; `configured` and `reference` are among the `measurements`."""
+
+    names: tuple[str, ...]
+    measurements: tuple[Measurement, ...]
+    #: Norm of the derivative of each step's outputs along a random direction, over that of the first that has one.
+    growth: Float[np.ndarray, " steps"]
+    #: Simulations an update of the method.
+    simulations: int
+    seconds_a_run: float
+
+    @property
+    def configured(self) -> Measurement:
+        """Of the method as it is."""
+        return self.measurements[0]
+
+    @property
+    def reference(self) -> Measurement:
+        """Central differences."""
+        return self.measurements[-1]
+
+    def alignment(self, of: Measurement) -> float:
+        """Cosine between mean gradient and differences, over all points together; 1 is unbiased up to a factor."""
+        a, f = of.mean, self.reference.mean
+        # Differences have noise of their own, which shortens the cosine; their length is corrected for it.
+        length = np.sum(f**2 - self.reference.error**2) * np.sum(a**2 - of.error**2)
+        return float(np.clip(np.sum(a * f) / np.sqrt(length), -1, 1)) if length > 0 else float("nan")
+
+    def ratios(self, of: Measurement) -> tuple[np.ndarray, np.ndarray]:
+        """Of the gradient to differences, by coordinate, and its standard error: a regression through the points."""
+        f, g = self.reference.mean, of.mean
+        square = np.maximum(np.sum(f**2, axis=0), np.finfo(float).tiny)
+        ratio = np.sum(f * g, axis=0) / square
+        error = np.sqrt(np.sum(f**2 * (of.error**2 + ratio**2 * self.reference.error**2), axis=0)) / square
+        return ratio, error
+
+    @property
+    def identified(self) -> np.ndarray:
+        """Coordinates in which differences are distinguishable from zero, at the points together (about 3 sd)."""
+        f = self.reference.mean
+        error = np.maximum(self.reference.error, 1e-6 * np.abs(f))  # of a model without noise: 0
+        z = np.divide(f, error, out=np.zeros_like(f), where=error > 0)
+        return np.sum(z**2, axis=0) > len(f) + 3 * np.sqrt(2 * len(f))
+
+
+def candidates(method: GVI, steps: int) -> list[Candidate]:
+    """The method's own way, and its relatives that are worth a look."""
+    replicates = method.replicates
+    if isinstance(method.estimator, AbstractEstimator):
+        horizon = f", {type(method.horizon).__name__}" if not isinstance(method.horizon, FullHorizon) else ""
+        name = f"as configured ({type(method.estimator).__name__}{horizon})"
+        out = [Candidate(name, method.estimator, method.horizon, method.mode, replicates)]
+    else:
+        out = [Candidate("straight-through, full horizon", Pathwise(), FullHorizon(), method.mode, replicates)]
+    for length in (None, 0, 3, 10):
+        horizon = FullHorizon() if length is None else SlidingHorizon(length)
+        same = any(isinstance(c.estimator, Pathwise) and eqx.tree_equal(c.horizon, horizon) for c in out)
+        if not same and (length is None or length < steps):
+            label = "full horizon" if length is None else f"H = {length}"
+            out.append(Candidate(f"straight-through, {label}", Pathwise(), horizon, method.mode, replicates))
+    return out
+
+
+def gradients(
+    problem: Problem,
+    prior: Prior,
+    method: GVI,
+    *,
+    posterior: Posterior | None = None,
+    points: int = 4,
+    repeats: int = 32,
+    others: "list[Candidate] | None" = None,
+    step: float = 0.2,
+    seed: int = 0,
+) -> GradientHealth:
+    """Measure gradients of the expected loss in the coordinates of the prior.
+
+    **Arguments:**
+
+    - `problem`, `prior`, `method`: what is to be calibrated, and how.
+    - `posterior`: at whose draws; by default the one that the calibration would start at.
+    - `points`: how many draws; `repeats`: gradients of each candidate at each of them.
+    - `others`: candidates to set beside the method's own; by default straight-through under several horizons.
+    - `step`: of the differences, in coordinates of the prior.
+
+    **Returns:** a `GradientHealth`. A gradient that is not finite is left out and counted.
+    """
+    if points < 2 or repeats < 4:
+        raise ValueError(f"Gradients need at least 2 points and 4 repeats, got {points} and {repeats}.")
+    words = as_seed(seed)
+    where = method.init(problem, prior, seed).posterior if posterior is None else posterior
+    key = jax.random.wrap_key_data(seeds(words, (), stream=_POINTS).reshape(2))
+    z = where.sample_coordinates(key, points)[0]
+    replicates = max(method.replicates, problem.loss.min_replicates)
+    differences = FiniteDifferences(step)
+    everyone = candidates(method, problem.steps)
+    everyone = everyone if others is None else [everyone[0], *others]
+    everyone = [dataclasses.replace(c, replicates=max(c.replicates, problem.loss.min_replicates)) for c in everyone]
+    everyone.append(Candidate("central differences", differences, replicates=replicates))
+
+    rows = jnp.repeat(z, repeats, axis=0)
+    a_run = _seconds_a_run(problem, prior, method, rows, replicates)
+    measured = [_measure(problem, prior, method, c, rows, points, words, a_run) for c in everyone]
+    return GradientHealth(
+        names=tuple(prior.scalar_names()),
+        measurements=tuple(measured),
+        growth=_growth(problem, prior, z, words),
+        simulations=method.simulations,
+        seconds_a_run=a_run,
+    )
+
+
+def _measure(
+    problem: Problem,
+    prior: Prior,
+    method: GVI,
+    candidate: Candidate,
+    rows: Float[Array, "n dim"],
+    points: int,
+    words: Array,
+    a_run: float,
+) -> Measurement:
+    n, dim = rows.shape
+    simulation_seeds = seeds(words, (n, candidate.replicates), stream=_SEEDS)
+    estimator = candidate.estimator
+
+    def losses(z, words, estimator):
+        return expect(
+            problem,
+            jax.vmap(prior.constrain)(z),
+            seeds=words,
+            estimator=estimator,
+            mode=candidate.mode,
+            horizon=candidate.horizon,
+            simulations_at_once=method.simulations_at_once,
+        )
+
+    @eqx.filter_jit
+    def run(z, words):
+        if isinstance(estimator, FiniteDifferences):
+            where, each = estimator.stencil(z, words)
+            out = losses(where, each, Pathwise())
+            return estimator.combine(out.losses, out.finite, n)[1:]
+
+        def total(z):
+            out = losses(z, words, estimator)
+            return jnp.sum(out.losses), out.finite
+
+        g, finite = jax.grad(total, has_aux=True)(z)
+        return finite, g
+
+    finite, g = jax.block_until_ready(run(rows, simulation_seeds))
+    start = time.perf_counter()
+    jax.block_until_ready(run(rows, simulation_seeds))
+    seconds = time.perf_counter() - start
+    g = np.asarray(g, np.float64).reshape(points, -1, dim)
+    kept = np.asarray(finite).reshape(points, -1) & np.all(np.isfinite(g), axis=2)
+    g = np.where(kept[..., None], g, np.nan)
+    count = np.maximum(np.sum(kept, axis=1), 1)[:, None]
+    mean = np.nansum(g, axis=1) / count
+    sd = np.sqrt(np.nansum((g - mean[:, None]) ** 2, axis=1) / np.maximum(count - 1, 1))
+    runs = candidate.replicates * estimator.runs(problem, dim)
+    return Measurement(
+        candidate=candidate,
+        mean=mean,
+        error=sd / np.sqrt(count),
+        sd=sd,
+        simulations=runs,
+        forward_runs=max(seconds / n / a_run, 0.0),
+        failed=int(np.sum(~kept)),
+        count=n,
+    )
+
+
+def _seconds_a_run(problem: Problem, prior: Prior, method: GVI, rows: Array, replicates: int) -> float:
+    words = seeds(0, (rows.shape[0], replicates))
+
+    @eqx.filter_jit
+    def run(z):
+        values = jax.vmap(prior.constrain)(z)
+        return expect(problem, values, seeds=words, simulations_at_once=method.simulations_at_once).losses
+
+    jax.block_until_ready(run(rows))
+    start = time.perf_counter()
+    jax.block_until_ready(run(rows))
+    return (time.perf_counter() - start) / (rows.shape[0] * replicates)
+
+
+def _growth(problem: Problem, prior: Prior, z: Float[Array, "points dim"], words: Array) -> np.ndarray:
+    """Root mean square over points of the norm of the outputs' derivative along a random direction, step by step."""
+    directions = jax.random.normal(jax.random.wrap_key_data(words), z.shape, z.dtype)
+    directions = directions / jnp.linalg.norm(directions, axis=1, keepdims=True)
+    simulation_seeds = seeds(words, z.shape[:1], stream=_SEEDS + 1)
+
+    @jax.jit
+    def norms(z, v, seed):
+        def observed(z):
+            params = problem.with_values(prior.constrain(z))
+            out = simulate(problem.model, params, seed=seed, steps=problem.steps, inputs=problem.inputs).observed
+            return [x for x in jax.tree.leaves(out) if eqx.is_inexact_array(x)]
+
+        tangents = jax.jvp(observed, (z,), (v,))[1]
+        return jnp.sqrt(sum(jnp.sum(t.reshape(t.shape[0], -1) ** 2, axis=1) for t in tangents))
+
+    each = jax.lax.map(lambda x: norms(*x), (z, directions, simulation_seeds))
+    size = np.sqrt(np.nanmean(np.asarray(each, np.float64) ** 2, axis=0))
+    moving = size > 0
+    return size / size[np.argmax(moving)] if np.any(moving) else size
+
+
+def summary(health: GradientHealth) -> list[dict[str, Any]]:
+    """One row a candidate."""
+    return [
+        {
+            "candidate": m.candidate.name,
+            "alignment": health.alignment(m),
+            "noise": m.noise,
+            "forward_runs": m.forward_runs,
+            "runs_to_signal": m.runs_to_signal,
+            "failed": m.failed,
+        }
+        for m in health.measurements
+    ]

@@ -1,0 +1,68 @@
+"""The picture of the health of gradients."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from calibrant.diagnostics._advice import best
+from calibrant.diagnostics._gradients import GradientHealth
+
+BLUE, GREY, RED = "#2563a8", "#9aa3ad", "#c2410c"
+
+
+def gradients_figure(health: GradientHealth) -> Figure:
+    """Ratios to differences by coordinate; cost against direction of every candidate; growth of derivatives."""
+    figure = Figure(figsize=(12, max(3.4, 1.6 + 0.24 * len(health.names))), layout="constrained")
+    axes = figure.subplots(1, 3, width_ratios=[1.2, 1, 0.8])
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8)
+    _ratios(axes[0], health)
+    _candidates(axes[1], health)
+    axes[2].semilogy(
+        np.arange(1, len(health.growth) + 1), np.where(health.growth > 0, health.growth, np.nan), color=BLUE
+    )
+    axes[2].set_xlabel("step", fontsize=8)
+    axes[2].set_title("size of the outputs' derivative, by step", fontsize=9)
+    return figure
+
+
+def _ratios(axis, health: GradientHealth) -> None:
+    y = np.arange(len(health.names))[::-1]
+    shown = [(health.configured, BLUE, 0.12)]
+    if best(health) not in (health.configured, health.reference):
+        shown.append((best(health), RED, -0.12))
+    for m, colour, shift in shown:
+        ratio, error = health.ratios(m)
+        seen = health.identified
+        axis.errorbar(
+            ratio[seen],
+            y[seen] + shift,
+            xerr=2 * error[seen],
+            fmt="o",
+            ms=4,
+            color=colour,
+            lw=1,
+            label=m.candidate.name,
+        )
+    for at, style in ((1, "--"), (0, ":")):
+        axis.axvline(at, color=GREY, lw=0.9, ls=style)
+    axis.set_xscale("symlog", linthresh=1)
+    axis.set_yticks(y, [n if s else f"{n} (not seen)" for n, s in zip(health.names, health.identified, strict=True)])
+    axis.set_title("gradient over central differences, 2 standard errors", fontsize=9)
+    axis.margins(y=0.15)
+    axis.legend(fontsize=7.5, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.1))
+
+
+def _candidates(axis, health: GradientHealth) -> None:
+    finite = [m for m in health.measurements if np.isfinite(m.runs_to_signal)]
+    for m in finite:
+        colour = BLUE if m is health.configured else RED if m is best(health) else GREY
+        axis.plot(max(m.runs_to_signal, 0.1), health.alignment(m), "o", color=colour)
+        place = (max(m.runs_to_signal, 0.1), health.alignment(m))
+        axis.annotate(m.candidate.name, place, xytext=(0, 6), textcoords="offset points", fontsize=7, ha="center")
+    axis.set_xscale("log")
+    axis.margins(0.3, 0.15)
+    axis.axhline(1, color=GREY, lw=0.9, ls="--")
+    axis.set_xlabel("forward runs to a signal twice the noise", fontsize=8)
+    axis.set_ylabel("cosine with differences", fontsize=8)
+    axis.set_title("candidates: up and left is better", fontsize=9)

@@ -1,0 +1,109 @@
+"""The health of gradients, on models whose gradients are known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+import toys
+
+import calibrant as cal
+from calibrant.diagnostics import Candidate, advise, gradients, gradients_figure, summary
+
+
+class Reversed(cal.estimators.Pathwise):
+    """The wrong sign."""
+
+    def losses(self, problem, run, values, seeds):
+        losses, trajectories = super().losses(problem, run, values, seeds)
+        return 2 * jax.lax.stop_gradient(losses) - losses, trajectories
+
+
+class Tripled(cal.estimators.Pathwise):
+    def losses(self, problem, run, values, seeds):
+        losses, trajectories = super().losses(problem, run, values, seeds)
+        return 3 * losses - 2 * jax.lax.stop_gradient(losses), trajectories
+
+
+def drifting(method=None, **kwargs):
+    """A smooth model: differences and the derivative agree to second order."""
+    problem = cal.Problem(toys.Drift(), 0.5 * np.arange(1.0, 9.0), cal.losses.MeanSquaredError(), steps=8)
+    prior = cal.Prior.of(problem)
+    method = cal.GVI(simulations=4) if method is None else method
+    return gradients(problem, prior, method, points=3, repeats=4, **kwargs)
+
+
+def test_good_gradients_are_called_good():
+    health = drifting()
+    assert health.names == ("theta",)
+    ratio, _ = health.ratios(health.configured)
+    np.testing.assert_allclose(ratio, 1.0, atol=1e-3)  # quadratic in theta: differences are exact but for rounding
+    assert np.all(health.identified)
+    assert health.alignment(health.configured) > 0.999
+    assert any("good" in sentence for sentence in advise(health))
+    np.testing.assert_allclose(health.growth, np.arange(1, 9), rtol=1e-5)  # d x_t / d theta = t
+
+
+def test_a_wrong_sign_is_named_and_a_remedy_given():
+    text = " ".join(advise(drifting(cal.GVI(simulations=4, estimator=Reversed()))))
+    assert "theta has the wrong sign" in text
+    assert "Use straight-through" in text
+
+
+def test_sizes_are_named():
+    assert "theta is more than twice too large" in " ".join(advise(drifting(cal.GVI(estimator=Tripled()))))
+
+
+def test_a_parameter_that_the_horizon_cuts_is_named():
+    """`start` of this model acts through the initial state alone."""
+    inputs = np.sin(np.arange(6.0))
+    model = toys.Lags()
+    data = cal.simulate(model, model.default_params, seed=5, inputs=inputs).outputs
+    loss = cal.losses.Streams({"y": cal.losses.MeanSquaredError()})
+    problem = cal.Problem(model, {"y": data["y"]}, loss, inputs=inputs)
+    prior = cal.Prior({"a": dist.Normal(0.7, 0.3), "start": dist.Normal(0.5, 2.0)})
+    method = cal.GVI(horizon=cal.SlidingHorizon(0))
+    health = gradients(problem, prior, method, points=4, repeats=4)
+    text = " ".join(advise(health))
+    assert "start is zero" in text
+    assert "`keep`" in text
+    kept = cal.GVI(horizon=cal.SlidingHorizon(0, keep=("start",)))
+    assert "is zero" not in " ".join(advise(gradients(problem, prior, kept, points=4, repeats=4)))
+
+
+def test_noise_and_bias_of_a_population():
+    """In households straight-through is too large; differences and the controlled score agree."""
+    model = cal.models.SIR.small_world(100)
+    loss = cal.losses.CustomLoss(lambda x, y, p: jnp.mean(x["recovered"][:, -1]) / 100, per_simulation=True)
+    data = {"infected": np.zeros(15), "recovered": np.zeros(15)}
+    problem = cal.Problem(model, data, loss, params=model.Params(initial=5), steps=15)
+    prior = cal.Prior({"beta": dist.LogNormal(-0.7, 0.3), "gamma": dist.LogNormal(-1.6, 0.3)})
+    controlled = Candidate("controlled", cal.estimators.ControlledScore(), replicates=32)
+    health = gradients(problem, prior, cal.GVI(), points=2, repeats=100, others=[controlled])
+    assert [row["candidate"] for row in summary(health)][1:] == ["controlled", "central differences"]
+    ratio, error = health.ratios(health.measurements[1])
+    assert np.all(np.abs(ratio - 1) < 4 * error + 0.05)
+    biased, error = health.ratios(health.configured)
+    assert biased[0] > 1 + 3 * error[0]
+    figure = gradients_figure(health)
+    assert len(figure.axes) == 3
+
+
+def test_non_finite_gradients_are_counted():
+    def loss(simulations, data, params):
+        return jnp.mean((simulations - data) ** 2) + jnp.where(params["theta"] > 0, 0.0, jnp.nan)
+
+    problem = cal.Problem(toys.Drift(), np.arange(1.0, 5.0), cal.losses.CustomLoss(loss), steps=4)
+    health = gradients(problem, cal.Prior.of(problem), cal.GVI(), points=6, repeats=4)
+    assert 0 < health.configured.failed < health.configured.count
+    assert any("not finite" in sentence for sentence in advise(health))
+
+
+def test_too_few_points_are_refused():
+    with pytest.raises(ValueError, match="at least 2 points"):
+        drifting(seed=1) and gradients(*_smallest(), points=1)
+
+
+def _smallest():
+    problem = cal.Problem(toys.Drift(), np.arange(1.0, 4.0), cal.losses.MeanSquaredError(), steps=3)
+    return problem, cal.Prior.of(problem), cal.GVI()
