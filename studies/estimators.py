@@ -4,7 +4,8 @@ The derivative of the attack rate after 20 days in the logs of beta, gamma and t
 structures: fully mixed, households of 4 and groups of 20, and the latter with every agent among its own contacts, which
 changes no simulation and misleads whoever differentiates it. Noise is e = sd * sqrt(simulations) / |gradient|: how many
 simulations, in units of e^2, a gradient of signal-to-noise 1 takes. Bias is against the mean over `ControlledScore` and
-differences of many more seeds, which agree within their errors.
+differences of many more seeds, which agree within their errors. (The derivative in the number of first cases is
+one-sided where that is a whole number, and shown where it is none.)
 
     python studies/estimators.py [--tiny | --quick] [--agents 50 200 1000 5000 20000 100000]
 
@@ -162,7 +163,7 @@ def table(cells: dict[str, Any], agents: list[int], parameter: int) -> str:
             row = []
             for n in agents:
                 got, truth = cells.get(f"{structure}|{n}|{name}"), cells.get(f"{structure}|{n}|reference")
-                if got is None or truth is None:
+                if got is None or truth is None or truth["mean"][parameter] == 0:
                     row.append("")
                     continue
                 at, error = truth["mean"][parameter], np.hypot(got["error"][parameter], truth["error"][parameter])
@@ -205,6 +206,8 @@ def main(argv: list[str] | None = None) -> None:
     size.add_argument("--quick", action="store_true", help="up to 5,000 agents")
     parser.add_argument("--agents", type=int, nargs="+")
     parser.add_argument("--simulations", type=int, default=None, help="a cell")
+    parser.add_argument("--structures", nargs="+", choices=list(structures(40)), default=list(structures(40)))
+    parser.add_argument("--only", nargs="+", choices=list(estimators(3)), default=list(estimators(3)))
     parser.add_argument("--out", type=Path, default=Path("studies/out/estimators"))
     arguments = parser.parse_args(argv)
     everything = [50, 200, 1000, 5000, 20_000, 100_000]
@@ -216,7 +219,7 @@ def main(argv: list[str] | None = None) -> None:
     kept = json.loads(stored.read_text()) if stored.exists() else {"settings": settings, "cells": {}}
     if kept["settings"] != settings:
         parser.error(f"{stored} holds results of other settings, {kept['settings']}: give another --out.")
-    todo = [(n, s, name) for n in agents for s in structures(40) for name in ("reference", *estimators(3))]
+    todo = [(n, s, name) for n in agents for s in arguments.structures for name in ("reference", *arguments.only)]
     start = time.perf_counter()
     for done, (n, structure, name) in enumerate(todo):
         key = f"{structure}|{n}|{name}"

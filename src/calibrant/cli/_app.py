@@ -173,8 +173,8 @@ def gradients_command(
         table.add_row(row["candidate"], *(f"{x:.3g}" for x in numbers))
     _out.print(table)
     _out.print(
-        "cosine: with central differences; noise²: over signal², of one gradient; runs: forward runs that take as long; "
-        "to signal 2: such runs until the signal is twice the noise"
+        "cosine: with central differences; noise²: over signal², of one gradient; runs: forward runs that take as "
+        "long; to signal 2: such runs until the signal is twice the noise"
     )
     ratio, error = health.ratios(health.configured)
     table = Table("parameter", "gradient / differences", title="as configured", title_justify="left")
