@@ -22,7 +22,7 @@ def test_contract(name):
         assert np.all(np.isfinite(a))
         assert a.dtype in (jnp.float32, jnp.int32)
     for info in model.Params.describe().values():
-        assert info.prior is None or np.all(np.isfinite(info.prior.notes(jnp.asarray(info.default))))
+        assert info.prior is None or np.all(np.isfinite(info.prior.log_prob(jnp.asarray(info.default))))
 
 
 def test_sir_final_size_against_the_closed_form():

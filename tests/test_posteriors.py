@@ -38,7 +38,7 @@ def test_coordinates_are_bijections_that_carry_the_density(name):
         if name != "simplex":
             slope = jax.jacfwd(lambda u: jnp.ravel(prior.constrain(u)["x"]))(z)
             change = np.linalg.slogdet(slope)[1]
-            np.testing.assert_allclose(prior.log_base(z), prior.notes(values) + change, rtol=1e-3, atol=5e-3)
+            np.testing.assert_allclose(prior.log_base(z), prior.log_prob(values) + change, rtol=1e-3, atol=5e-3)
 
 
 def test_quantile_coordinates_where_the_prior_has_an_inverse():
@@ -58,7 +58,7 @@ def test_flows_start_at_the_prior_and_are_consistent(family):
     assert list(draws) == ["a", "b", "c"]
     assert stats.kstest(np.asarray(draws["a"]), stats.uniform(0, 2).cdf).pvalue > 1e-3
     point = {k: v[0] for k, v in draws.items()}
-    np.testing.assert_allclose(posterior.notes(point), prior.log_prob(point), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(posterior.log_prob(point), prior.log_prob(point), rtol=1e-3, atol=1e-3)
     moved = jax.tree.map(lambda x: x + 0.05 if hasattr(x, "dtype") and x.dtype == jnp.float32 else x, posterior.flow)
     z, log_q = Posterior(prior, moved).sample_coordinates(jax.random.key(1), 50)
     np.testing.assert_allclose(jax.vmap(moved.log_prob)(z), log_q, rtol=2e-3, atol=2e-3)
