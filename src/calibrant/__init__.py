@@ -35,6 +35,7 @@ from calibrant._randomness import Randomness as Randomness
 from calibrant._randomness import seeds as seeds
 from calibrant._recording import AbstractRecorder as AbstractRecorder
 from calibrant._recording import LogProbability as LogProbability
+from calibrant._sampling import AbstractSamplingPlan as AbstractSamplingPlan
 from calibrant._sampling import AbstractSamplingRule as AbstractSamplingRule
 from calibrant._sampling import GumbelSoftmax as GumbelSoftmax
 from calibrant._sampling import Hard as Hard

@@ -12,7 +12,7 @@ from calibrant._autodiff import AbstractMode, ReverseMode
 from calibrant._horizon import AbstractHorizon, FullHorizon
 from calibrant._problem import Problem
 from calibrant._recording import AbstractRecorder
-from calibrant._sampling import AbstractSamplingRule
+from calibrant._sampling import AbstractSamplingPlan
 from calibrant._simulate import Trajectory, simulate
 from calibrant.estimators import AbstractEstimator, Pathwise
 
@@ -95,7 +95,7 @@ class _Run(eqx.Module):
         self,
         values: Mapping[str, Array],
         seeds: Array,
-        rule: AbstractSamplingRule,
+        rule: AbstractSamplingPlan,
         recorder: AbstractRecorder | None = None,
         *,
         each: bool = False,

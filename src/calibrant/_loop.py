@@ -13,7 +13,7 @@ from calibrant._horizon import AbstractHorizon, FullHorizon
 from calibrant._model import AbstractModel, describe_shapes
 from calibrant._randomness import Randomness
 from calibrant._recording import AbstractRecorder
-from calibrant._sampling import AbstractSamplingRule
+from calibrant._sampling import AbstractSamplingPlan
 
 #: Like `jax.lax.scan(body, init, xs)`.
 Scan = Callable[[Callable, Any, Any], tuple[Any, Any]]
@@ -60,7 +60,7 @@ class Loop(eqx.Module):
     model: AbstractModel
     inputs: PyTree[Array]
     seed: UInt32[Array, "2"]
-    rule: AbstractSamplingRule
+    rule: AbstractSamplingPlan
     steps: int = eqx.field(static=True)
     recorder: AbstractRecorder | None
 

@@ -18,7 +18,7 @@ from jax.extend.core import get_opaque_trace_state
 from jaxtyping import Array, Float, PyTree, UInt32
 
 from calibrant._recording import AbstractRecorder
-from calibrant._sampling import AbstractSamplingRule, Draw
+from calibrant._sampling import AbstractSamplingPlan, Draw
 from calibrant._threefry import threefry2x32, uniform_from_bits
 
 Key = tuple[Array, Array]
@@ -133,7 +133,7 @@ class Randomness:
     def __init__(
         self,
         key: Key,
-        rule: AbstractSamplingRule,
+        rule: AbstractSamplingPlan,
         *,
         recorder: AbstractRecorder | None = None,
         when: "tuple[str, Any]" = ("step", 0),
@@ -154,7 +154,7 @@ class Randomness:
         seed: UInt32[Array, "2"],
         phase: str,
         step: "int | Array",
-        rule: AbstractSamplingRule,
+        rule: AbstractSamplingPlan,
         *,
         recorder: AbstractRecorder | None = None,
     ) -> "Randomness":

@@ -34,14 +34,22 @@ class Draw:
     inner: bool
 
 
-class AbstractSamplingRule(eqx.Module):
-    """How Bernoulli and categorical draws are realised and differentiated."""
+class AbstractSamplingPlan(eqx.Module):
+    """Which rule each draw of a simulation gets."""
 
     #: Whether samples are exactly 0 or 1 (a relaxed sample has no probability, so the score function refuses it).
     hard: AbstractClassVar[bool]
 
+    @abc.abstractmethod
     def of(self, draw: Draw) -> "AbstractSamplingRule":
-        """The rule for one draw: itself, unless draws are treated differently."""
+        """The rule for one draw."""
+
+
+class AbstractSamplingRule(AbstractSamplingPlan):
+    """How Bernoulli and categorical draws are realised and differentiated, all of them alike."""
+
+    def of(self, draw):
+        """The rule itself."""
         del draw
         return self
 

@@ -14,7 +14,7 @@ from calibrant._loop import Loop
 from calibrant._model import AbstractModel
 from calibrant._randomness import as_seed
 from calibrant._recording import AbstractRecorder
-from calibrant._sampling import AbstractSamplingRule, StraightThrough
+from calibrant._sampling import AbstractSamplingPlan, StraightThrough
 
 
 class Trajectory(eqx.Module):
@@ -76,7 +76,7 @@ def simulate(
     seed: int | Array,
     steps: int | None = None,
     inputs: Any = None,
-    rule: AbstractSamplingRule | None = None,
+    rule: AbstractSamplingPlan | None = None,
     mode: AbstractMode | None = None,
     horizon: AbstractHorizon | None = None,
     recorder: AbstractRecorder | None = None,
@@ -123,7 +123,7 @@ def _simulate(
     seed: Array,
     steps: int,
     inputs: PyTree[Array],
-    rule: AbstractSamplingRule,
+    rule: AbstractSamplingPlan,
     mode: AbstractMode,
     horizon: AbstractHorizon,
     recorder: AbstractRecorder | None,

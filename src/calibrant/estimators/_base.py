@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, UInt32
 
 from calibrant._problem import Problem
 from calibrant._recording import AbstractRecorder
-from calibrant._sampling import AbstractSamplingRule
+from calibrant._sampling import AbstractSamplingPlan
 from calibrant._simulate import Trajectory
 
 if TYPE_CHECKING:  # a spelling that type checkers do not take for fields
@@ -31,7 +31,7 @@ class Run(Protocol):
         self,
         values: Values,
         seeds: Array,
-        rule: AbstractSamplingRule,
+        rule: AbstractSamplingPlan,
         recorder: AbstractRecorder | None = None,
         *,
         each: bool = False,
@@ -73,3 +73,12 @@ class AbstractEstimator(eqx.Module):
                 f"of each parameter value, got {replicates}; set `replicates`."
             )
         del batch
+
+
+def check_per_simulation(problem: Problem, estimator: AbstractEstimator, what: str = "") -> None:
+    """Refuse, with a `ValueError`, a loss of an ensemble."""
+    if not problem.loss.per_simulation:
+        raise ValueError(
+            f"{type(estimator).__name__} {what}is for losses of one simulation at a time, and "
+            f"{type(problem.loss).__name__} is of an ensemble; use ScoreFunction()."
+        )

@@ -21,9 +21,9 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from calibrant._randomness import seeds as derived_seeds
 from calibrant._recording import AbstractRecorder
-from calibrant._sampling import AbstractSamplingRule, Draw, Hard
+from calibrant._sampling import AbstractSamplingPlan, AbstractSamplingRule, Draw, Hard
 from calibrant._threefry import threefry2x32, uniform_from_bits
-from calibrant.estimators._base import AbstractEstimator
+from calibrant.estimators._base import AbstractEstimator, check_per_simulation
 from calibrant.estimators._sites import Site, sites
 from calibrant.estimators.enumeration import outer
 from calibrant.estimators.score_function import loss_of_each, score_times
@@ -54,11 +54,7 @@ class Branching(AbstractEstimator):
     def check(self, problem, batch, replicates):
         super().check(problem, batch, replicates)
         outer(sites(problem))
-        if not problem.loss.per_simulation:
-            raise ValueError(
-                f"Branching is for losses of one simulation at a time, and {type(problem.loss).__name__} is of an "
-                "ensemble; use ScoreFunction()."
-            )
+        check_per_simulation(problem, self)
 
     def losses(self, problem, run, values, seeds):
         batch, replicates = seeds.shape[:2]
@@ -180,7 +176,7 @@ class _Change(AbstractRecorder):
         return self._note(draw, jnp.broadcast_to(p, sample.shape))
 
 
-class _Flipped(AbstractSamplingRule):
+class _Flipped(AbstractSamplingPlan):
     """Hard draws, but for one."""
 
     found: tuple[Site, ...] = eqx.field(static=True)
@@ -191,12 +187,6 @@ class _Flipped(AbstractSamplingRule):
     def of(self, draw):
         here = (self.pick.site == _index(self.found, draw)) & (self.pick.time == draw.time)
         return _FlippedDraw(here, self.pick.agent, self.pick.other)
-
-    def bernoulli(self, p, where, u):
-        raise NotImplementedError("of(draw) gives the rule of a draw")
-
-    def categorical(self, p, u, exponentials):
-        raise NotImplementedError("of(draw) gives the rule of a draw")
 
 
 class _FlippedDraw(AbstractSamplingRule):

@@ -31,7 +31,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from calibrant._sampling import Hard
-from calibrant.estimators._base import AbstractEstimator
+from calibrant.estimators._base import AbstractEstimator, check_per_simulation
 from calibrant.estimators._baselines import before
 from calibrant.estimators._residuals import Columns, Residuals
 from calibrant.estimators._sites import sites
@@ -75,11 +75,7 @@ class ControlledScore(AbstractEstimator):
                 f"ControlledScore learns from the others what to take away, and needs at least 8 {what}, got {count}; "
                 "raise them, or use ScoreFunction()."
             )
-        if not problem.loss.per_simulation:
-            raise ValueError(
-                f"ControlledScore is for losses of one simulation at a time, and {type(problem.loss).__name__} is of "
-                "an ensemble; use ScoreFunction()."
-            )
+        check_per_simulation(problem, self)
 
     def losses(self, problem, run, values, seeds):
         batch, replicates = seeds.shape[:2]

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from calibrant._recording import AbstractRecorder
-from calibrant._sampling import AbstractSamplingRule, Draw, bernoulli_log_prob
-from calibrant.estimators._base import AbstractEstimator
+from calibrant._sampling import AbstractSamplingPlan, AbstractSamplingRule, Draw, bernoulli_log_prob
+from calibrant.estimators._base import AbstractEstimator, check_per_simulation
 from calibrant.estimators._sites import Site, sites
 from calibrant.estimators.score_function import loss_of_each
 
@@ -38,11 +38,7 @@ class Enumeration(AbstractEstimator):
 
     def check(self, problem, batch, replicates):
         super().check(problem, batch, replicates)
-        if not problem.loss.per_simulation:
-            raise ValueError(
-                f"Enumeration is for losses of one simulation at a time, and {type(problem.loss).__name__} is of an "
-                "ensemble."
-            )
+        check_per_simulation(problem, self)
         places = _Places(outer(sites(problem)), problem.steps)
         if not places.log2_outcomes <= math.log2(self.max_outcomes):
             raise ValueError(
@@ -119,7 +115,7 @@ class _Places(eqx.Module):
         return (outcome // (place * below * agent)) % radix
 
 
-class _Scripted(AbstractSamplingRule):
+class _Scripted(AbstractSamplingPlan):
     places: _Places
     outcome: Int[Array, "..."]
 
@@ -127,12 +123,6 @@ class _Scripted(AbstractSamplingRule):
 
     def of(self, draw):
         return _ScriptedDraw(self.places.digits(self.outcome, draw))
-
-    def bernoulli(self, p, where, u):
-        raise NotImplementedError("of(draw) gives the rule of a draw")
-
-    def categorical(self, p, u, exponentials):
-        raise NotImplementedError("of(draw) gives the rule of a draw")
 
 
 class _ScriptedDraw(AbstractSamplingRule):

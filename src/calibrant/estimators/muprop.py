@@ -28,8 +28,8 @@ from jaxtyping import Array, Float
 from calibrant._loop import Loop
 from calibrant._problem import Problem
 from calibrant._recording import AbstractRecorder
-from calibrant._sampling import AbstractSamplingRule, Draw, Hard, StraightThrough
-from calibrant.estimators._base import AbstractEstimator
+from calibrant._sampling import AbstractSamplingPlan, AbstractSamplingRule, Draw, Hard, StraightThrough
+from calibrant.estimators._base import AbstractEstimator, check_per_simulation
 from calibrant.estimators._residuals import Columns, Residuals
 from calibrant.estimators._sites import sites
 from calibrant.estimators._solve import solve_positive
@@ -64,11 +64,7 @@ class MuProp(AbstractEstimator):
                 f"MuProp learns from half of the replicates what to do with the other, and needs at least 4 of each "
                 f"parameter value, got {replicates}; set `replicates`."
             )
-        if not problem.loss.per_simulation:
-            raise ValueError(
-                f"MuProp is for losses of one simulation at a time, and {type(problem.loss).__name__} is of an "
-                "ensemble; use ScoreFunction()."
-            )
+        check_per_simulation(problem, self)
 
     def losses(self, problem, run, values, seeds):
         replicates = seeds.shape[1]
@@ -86,7 +82,7 @@ class MuProp(AbstractEstimator):
         return losses + (jnp.sum(score, axis=1) + jnp.sum(expected, axis=(1, 2, 3, 4))) / replicates, trajectories
 
 
-class _Probed(AbstractSamplingRule):
+class _Probed(AbstractSamplingPlan):
     """Straight-through, plus `probes` times the basis of each column: zero, and the adjoint as gradient."""
 
     columns: Columns
@@ -96,12 +92,6 @@ class _Probed(AbstractSamplingRule):
 
     def of(self, draw):
         return _ProbedDraw(self.columns, self.probes[draw.time], self.columns.block(draw))
-
-    def bernoulli(self, p, where, u):
-        raise NotImplementedError("of(draw) gives the rule of a draw")
-
-    def categorical(self, p, u, exponentials):
-        raise NotImplementedError("of(draw) gives the rule of a draw")
 
 
 class _ProbedDraw(AbstractSamplingRule):

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from calibrant._problem import Problem
 from calibrant._recording import LogProbability
 from calibrant._sampling import Hard
-from calibrant.estimators._base import AbstractEstimator
+from calibrant.estimators._base import AbstractEstimator, check_per_simulation
 from calibrant.estimators._baselines import AbstractBaseline, MeanOfOthers
 
 
@@ -64,11 +64,7 @@ class ScoreFunction(AbstractEstimator):
                 )
             return
         self.baseline.check(replicates)
-        if not problem.loss.per_simulation:
-            raise ValueError(
-                f"A regressed baseline and a reward to go are for losses of one simulation at a time, and "
-                f"{type(problem.loss).__name__} is of an ensemble; use ScoreFunction()."
-            )
+        check_per_simulation(problem, self, "with a regressed baseline or a reward to go ")
 
     def losses(self, problem, run, values, seeds):
         replicates = seeds.shape[1]
