@@ -39,6 +39,8 @@ ESTIMATORS = {
     "muprop": (_E.MuProp(), 8),
     "controlled-score": (_E.ControlledScore(), 12),
     "controlled-score-pooled": (_E.ControlledScore(pool=True), 3),
+    "rebar": (_E.REBAR(), 2),
+    "relax": (_E.RELAX(0.8, 0.6), 2),
     "branching": (_E.Branching(3), 2),
     "finite-differences": (_E.FiniteDifferences(0.02), 2),
     "enumeration": (_E.Enumeration(), 1),

@@ -1,5 +1,6 @@
 """The loop: results, failures, stopping, saving, repeating, not recompiling."""
 
+import itertools
 import json
 
 import equinox as eqx
@@ -46,6 +47,36 @@ def test_a_calibration_may_begin_where_another_ended():
     priors = {name: dist.Normal(0.3, 0.2) for name in first.prior.names}
     with pytest.raises(ValueError, match="other priors"):
         cal.calibrate(drift_problem(), priors, method=quick(), start=first.posterior, progress=False)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        cal.estimators.REBAR(),
+        cal.estimators.RELAX(),
+        cal.estimators.Pathwise(cal.GumbelSoftmax(lambda update: 1.0 * 0.9**update)),
+    ],
+    ids=["rebar", "relax", "scheduled"],
+)
+def test_estimators_that_change_from_update_to_update(estimator):
+    problem = cal.Problem(toys.Flips(2), jnp.ones(3), cal.losses.MeanSquaredError(), steps=3)
+    prior = cal.Prior({"p": dist.Uniform(0.0, 1.0)})
+    method = quick(estimator=estimator, replicates=2)
+    states = [method.init(problem, prior, 0)]
+    for updates in (3, 1):
+        states.append(method.step(problem, states[-1], updates)[0])
+    assert np.all(np.isfinite(method.step(problem, states[-1], 2)[1].gradient_norm))
+    controls = [jax.tree.leaves(eqx.filter(s.estimator, eqx.is_inexact_array)) for s in states]
+    for before, after in itertools.pairwise(controls):
+        assert all(np.any(a != b) for a, b in zip(before, after, strict=True))
+    # Four updates at once are three and one.
+    whole = method.step(problem, states[0], 4)[0]
+    for a, b in zip(
+        jax.tree.leaves(eqx.filter(whole, eqx.is_array)),
+        jax.tree.leaves(eqx.filter(states[-1], eqx.is_array)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,10 @@ BAD = {
         + '\n[parameters.beta]\nprior = { distribution = "Uniform", low = 2, high = 1 }\n',
         "Uniform cannot be made",
     ),
+    "half a schedule": (
+        SMALL.format(data="synthetic = { seed = 1 }") + "estimator = 'gumbel-softmax'\ntemperature = { from = 1.0 }\n",
+        "temperature",
+    ),
     "temperature for nothing": (
         SMALL.format(data="synthetic = { seed = 1 }") + "temperature = 0.5\n",
         "temperature",

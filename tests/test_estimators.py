@@ -2,6 +2,7 @@
 
 import itertools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,6 +105,7 @@ def estimates(problem, estimator, n, replicates, rows=None):
     """Gradients at the default parameters, one row a parameter value; `rows` of them at a time."""
     flat, unravel = ravel_pytree(problem.params)
     names = list(problem.parameter_names)
+    estimator = estimator.prepare(problem, jax.random.key(0))
     rows = n if rows is None else rows
 
     def some(seeds):
@@ -244,6 +246,38 @@ def test_controls_take_the_noise_of_a_population_away():
     assert np.all(noise["controlled"] < 0.5 * noise["score"]), noise
 
 
+@pytest.mark.parametrize("kind", [cal.estimators.REBAR, cal.estimators.RELAX])
+def test_a_relaxed_control_learns_to_take_noise_away(kind):
+    """From a bad temperature and scale, by the derivative of the second moment of its own gradients."""
+    problem = problem_of("contagion")
+    values = {name: jnp.full(200, getattr(problem.params, name)) for name in problem.parameter_names}
+    start = kind(3.0, 0.1, learning_rate=0.1).prepare(problem, jax.random.key(0))
+
+    def gradients(estimator, words):
+        def total(values):
+            out = cal.expect(problem, values, seeds=words, estimator=estimator)
+            return jnp.sum(out.losses), out
+
+        g, out = jax.grad(total, has_aux=True)(values)
+        return out.losses, out.finite, jnp.stack([g["beta"], g["gamma"]], axis=1)
+
+    @eqx.filter_jit
+    def trained(estimator, words):
+        def body(carry, words):
+            estimator, optimiser = eqx.combine(carry, static)
+            _, estimator, optimiser = estimator.trained(optimiser, lambda e: gradients(e, words))
+            return eqx.filter((estimator, optimiser), eqx.is_array), None
+
+        carry, static = eqx.partition((estimator, estimator.init_training()), eqx.is_array)
+        return jax.lax.scan(body, carry, words)[0][0]
+
+    moved = eqx.combine(trained(start, cal.seeds(1, (60, 200, 2))), start)
+    fresh = cal.seeds(2, (200, 2))
+    before, after = (jnp.sum(jnp.var(gradients(e, fresh)[2], axis=0)) for e in (start, moved))
+    assert after < 0.6 * before
+    assert np.exp(moved.control.log_temperature) < 2.5
+
+
 @pytest.mark.parametrize("name", ["flips-1-agent", "flips-2-agents", "choice"])
 def test_differences_have_what_jumps_of_discrete_draws_contribute(name):
     """Against the enumerated derivative; the step's own error, of order step^2, is left out by Richardson's rule."""
@@ -279,6 +313,7 @@ def test_running_few_at_once_changes_nothing(estimator):
     data = {"infected": np.full(6, 8.0), "recovered": np.full(6, 2.0)}
     mse = cal.losses.MeanSquaredError()
     problem = cal.Problem(model, data, cal.losses.Streams({"infected": mse, "recovered": mse}), steps=6)
+    estimator = estimator.prepare(problem, jax.random.key(0))
     values = {"beta": jnp.array([0.3, 0.9, 1.5]), "gamma": jnp.array([0.1, 0.3, 0.2])}
     seeds = cal.seeds(2, (3, replicates))
     results = []
@@ -326,6 +361,14 @@ def test_impossible_combinations_are_refused():
         cal.simulate(model, model.Params(), seed=0, steps=3, rule=soft, recorder=cal.LogProbability())
     with pytest.raises(ValueError, match="positive temperature"):
         cal.GumbelSoftmax(0.0)
+    with pytest.raises(ValueError, match="follows a schedule"):
+        cal.simulate(model, model.Params(), seed=0, steps=3, rule=cal.GumbelSoftmax(lambda update: 1.0 / (1 + update)))
+    with pytest.raises(ValueError, match="positive temperature"):
+        cal.estimators.REBAR(0.0)
+    with pytest.raises(ValueError, match="call its `prepare"):
+        cal.expect(problem, one, seeds=cal.seeds(0, (1, 2)), estimator=cal.estimators.RELAX())
+    with pytest.raises(ValueError, match="at least two simulations"):
+        cal.expect(problem, one, seeds=cal.seeds(0, (1, 1)), estimator=cal.estimators.REBAR())
     method = cal.GVI(estimator=cal.FlowScore(), simulations=1)
     with pytest.raises(ValueError, match="at least 2 simulations"):
         method.init(problem, cal.Prior({"p": dist.Uniform(0.0, 1.0)}), 0)

@@ -123,6 +123,9 @@ class _Run(eqx.Module):
         repeated = jax.tree.map(lambda x: jnp.repeat(x[:, None], replicates, axis=1), dict(values))
         return self.map(one, repeated, seeds, per_run)
 
+    def of(self, problem: Problem) -> "_Run":
+        return _Run(problem, self.how)
+
     def map(self, fn: Callable, *arguments: Any) -> Any:
         rows, replicates = jax.tree.leaves(arguments)[0].shape[:2]
         if self.how.at_once is None or self.how.at_once >= rows * replicates:

@@ -66,7 +66,7 @@ class Problem(eqx.Module):
     @property
     def parameter_names(self) -> tuple[str, ...]:
         """Names of the model's parameters."""
-        return tuple(self.model.Params.describe())
+        return tuple(self.params.describe())
 
     def with_values(self, values: Mapping[str, Array]) -> Any:
         """The model's parameters with the free ones replaced; the loss's own are left out."""

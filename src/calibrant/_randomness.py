@@ -368,6 +368,11 @@ class Randomness:
         """What the recorder noted of the discrete draws made so far, added up."""
         return self._ledger.total()
 
+    def under(self, rule: AbstractSamplingPlan, *, recorded: bool) -> "Randomness":
+        """The same numbers under another rule; unless `recorded`, with sites of its own and seen by no recorder."""
+        ledger = self._ledger if recorded else _Ledger(None)
+        return Randomness(self._key, rule, when=self._when, _path=self._path, _ledger=ledger)
+
     def _draw(self, site: str) -> Draw:
         return Draw(self._when[0], self._when[1], site, bool(self._path))
 

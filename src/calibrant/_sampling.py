@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 if TYPE_CHECKING:  # a spelling that type checkers do not take for fields
     from typing import ClassVar as AbstractClassVar
@@ -39,6 +39,11 @@ class AbstractSamplingPlan(eqx.Module):
 
     #: Whether samples are exactly 0 or 1 (a relaxed sample has no probability, so the score function refuses it).
     hard: AbstractClassVar[bool]
+
+    def at(self, update: Int[Array, ""]) -> "AbstractSamplingPlan":
+        """The plan of one update of a calibration, where it follows a schedule."""
+        del update
+        return self
 
     @abc.abstractmethod
     def of(self, draw: Draw) -> "AbstractSamplingRule":
@@ -85,16 +90,16 @@ def _hard_categorical(p, u):
 
 
 @jax.custom_jvp
-def _with_tangent_of(value, surrogate):
+def with_tangent_of(value, surrogate):
     """`value`, whose derivative is that of `surrogate`."""
     del surrogate
     return value
 
 
-@_with_tangent_of.defjvp
+@with_tangent_of.defjvp
 def _with_tangent_of_jvp(primals, tangents):
     value, surrogate = primals
-    return _with_tangent_of(value, surrogate), tangents[1]
+    return with_tangent_of(value, surrogate), tangents[1]
 
 
 class Hard(AbstractSamplingRule):
@@ -120,12 +125,12 @@ class StraightThrough(AbstractSamplingRule):
     hard = True
 
     def bernoulli(self, p, where, u):
-        return _with_tangent_of(jax.lax.stop_gradient(_hard_bernoulli(p, where, u)), where * p)
+        return with_tangent_of(jax.lax.stop_gradient(_hard_bernoulli(p, where, u)), where * p)
 
     def categorical(self, p, u, exponentials):
         del exponentials
         hard = jax.lax.stop_gradient(_hard_categorical(p, u))
-        return _with_tangent_of(hard, jnp.broadcast_to(p, hard.shape))
+        return with_tangent_of(hard, jnp.broadcast_to(p, hard.shape))
 
 
 class GumbelSoftmax(AbstractSamplingRule):
@@ -138,16 +143,19 @@ class GumbelSoftmax(AbstractSamplingRule):
 
     The noise is drawn *given* the hard sample, so a hard sample is the one that every other rule draws.
 
+    **Arguments:** `temperature`, a number, or a function of the number of the update (an optax schedule), which a
+    calibration by `GVI` follows; `straight_through`.
+
     Not recommended as a default: on contact processes its bias grows quickly with the temperature (see the docs page
     on gradient estimators).
     """
 
-    temperature: float | Float[Array, ""]
+    temperature: float | Float[Array, ""] | Callable
     straight_through: bool = eqx.field(static=True)
 
     hard = property(lambda self: self.straight_through)  # pyright: ignore[reportAssignmentType]
 
-    def __init__(self, temperature: float | Array = 0.1, *, straight_through: bool = True):
+    def __init__(self, temperature: float | Array | Callable = 0.1, *, straight_through: bool = True):
         if isinstance(temperature, (int, float)) and not temperature > 0:
             raise ValueError(
                 f"GumbelSoftmax needs a positive temperature, got {temperature}; use StraightThrough() for the limit 0."
@@ -155,32 +163,52 @@ class GumbelSoftmax(AbstractSamplingRule):
         self.temperature = temperature
         self.straight_through = straight_through
 
-    def _scaled(self, logits):
-        return logits / jnp.asarray(self.temperature, logits.dtype)
+    def at(self, update):
+        if not callable(self.temperature):
+            return self
+        return GumbelSoftmax(jnp.asarray(self.temperature(update)), straight_through=self.straight_through)
+
+    def _now(self) -> "float | Array":
+        if callable(self.temperature):
+            raise ValueError("The temperature of GumbelSoftmax follows a schedule; take `at(update)` of it.")
+        return self.temperature
 
     def bernoulli(self, p, where, u):
-        tiny = jnp.finfo(p.dtype).tiny
-        # A decision of probability 0 or 1 is no decision: its relaxation is itself.
-        open_ = (p > 0) & (p < 1)
-        p_open = jnp.where(open_, p, 0.5)
-        logit = jnp.log(p_open) - jnp.log1p(-p_open)
-        noise = jnp.log1p(-u) - jnp.log(jnp.maximum(u, tiny))
-        soft = jnp.where(open_, jax.nn.sigmoid(self._scaled(logit + noise)), p)
+        soft = relaxed_bernoulli(p, u, self._now())
         if self.straight_through:
-            return _with_tangent_of(jax.lax.stop_gradient(_hard_bernoulli(p, where, u)), where * soft)
+            return with_tangent_of(jax.lax.stop_gradient(_hard_bernoulli(p, where, u)), where * soft)
         return where * soft
 
     def categorical(self, p, u, exponentials):
         hard = jax.lax.stop_gradient(_hard_categorical(p, u))
-        # Gumbels given their argmax (Maddison, Tarlow, Minka 2014): with E standard exponentials and normalised p,
-        # g_j = -log(E_j + p_j E_0) for the losers, g_k = -log E_0 - log p_k = -log(p_k E_0) for the winner k.
-        e = jax.lax.stop_gradient(exponentials())
-        fixed = jax.lax.stop_gradient(p / jnp.sum(p, axis=0))
-        noise = -jnp.log(fixed * e[0] + (1 - hard) * e[1:])
-        possible = p > 0
-        log_p = jnp.where(possible, jnp.log(jnp.where(possible, p, 1)), -jnp.inf)
-        soft = jax.nn.softmax(self._scaled(log_p + noise), axis=0)
-        return _with_tangent_of(hard, soft) if self.straight_through else soft
+        noise = gumbels_given(hard, jax.lax.stop_gradient(p), exponentials())
+        soft = relaxed_categorical(p, noise, self._now())
+        return with_tangent_of(hard, soft) if self.straight_through else soft
+
+
+def relaxed_bernoulli(p: Array, u: Array, temperature: "float | Array") -> Array:
+    """The binary concrete sample of probabilities `p` from uniforms `u`."""
+    # A decision of probability 0 or 1 is no decision: its relaxation is itself.
+    open_ = (p > 0) & (p < 1)
+    p_open = jnp.where(open_, p, 0.5)
+    logit = jnp.log(p_open) - jnp.log1p(-p_open)
+    noise = jnp.log1p(-u) - jnp.log(jnp.maximum(u, jnp.finfo(p.dtype).tiny))
+    return jnp.where(open_, jax.nn.sigmoid((logit + noise) / jnp.asarray(temperature, p.dtype)), p)
+
+
+def gumbels_given(hard: Float[Array, "k *n"], p: Float[Array, "k ..."], e: Float[Array, "k+1 *n"]) -> Array:
+    """Gumbels given their argmax (Maddison, Tarlow, Minka 2014, arXiv 1411.0030), from standard exponentials `e`.
+
+    With normalised `p`, `g_j = -log(e_j + p_j e_0)` for the losers, `g_k = -log(p_k e_0)` for the winner `k`.
+    """
+    return -jnp.log(p / jnp.sum(p, axis=0) * e[0] + (1 - hard) * e[1:])
+
+
+def relaxed_categorical(p: Float[Array, "k ..."], noise: Float[Array, "k *n"], temperature: "float | Array") -> Array:
+    """`softmax((log p + noise) / temperature)`; an impossible category stays impossible."""
+    possible = p > 0
+    log_p = jnp.where(possible, jnp.log(jnp.where(possible, p, 1)), -jnp.inf)
+    return jax.nn.softmax((log_p + noise) / jnp.asarray(temperature, noise.dtype), axis=0)
 
 
 def bernoulli_log_prob(sample: Array, p: Array, where: Array) -> Array:

@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 import numpy as np
+import optax
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from calibrant import estimators, posteriors
@@ -50,11 +51,13 @@ class MethodConfig(Strict):
         "finite-differences",
         "score-function",
         "muprop",
+        "rebar",
+        "relax",
         "branching",
         "gumbel-softmax",
         "flow-score",
     ] = "straight-through"
-    temperature: PositiveFloat | None = None
+    temperature: PositiveFloat | dict[Literal["from", "to"], PositiveFloat] | None = None
     branches: PositiveInt | None = None
     step: PositiveFloat | None = None
     mode: Literal["reverse", "checkpointed", "hybrid"] = "reverse"
@@ -80,8 +83,12 @@ class MethodConfig(Strict):
             raise ValueError(
                 "initial_scale is of the posterior full-rank-gaussian; name it, or leave initial_scale out"
             )
-        if self.temperature is not None and self.estimator != "gumbel-softmax":
-            raise ValueError("temperature is of the estimator gumbel-softmax; name it, or leave temperature out")
+        if self.temperature is not None and self.estimator not in ("gumbel-softmax", "rebar", "relax"):
+            raise ValueError(
+                "temperature is of the estimators gumbel-softmax, rebar and relax; name one, or leave temperature out"
+            )
+        if isinstance(self.temperature, dict) and (self.estimator != "gumbel-softmax" or len(self.temperature) != 2):
+            raise ValueError("a temperature { from = 1.0, to = 0.1 } is of gumbel-softmax; others take a number")
         if self.branches is not None and self.estimator != "branching":
             raise ValueError("branches is of the estimator branching; name it, or leave branches out")
         if self.step is not None and self.estimator != "finite-differences":
@@ -92,7 +99,9 @@ class MethodConfig(Strict):
         """The method."""
         estimator = {
             "straight-through": estimators.Pathwise(),
-            "gumbel-softmax": estimators.Pathwise(GumbelSoftmax(self.temperature or 0.1)),
+            "gumbel-softmax": estimators.Pathwise(GumbelSoftmax(self._temperature(0.1))),
+            "rebar": estimators.REBAR(self._temperature(0.5)),
+            "relax": estimators.RELAX(self._temperature(0.5)),
             "score-function": estimators.ScoreFunction(),
             # With few replicates it learns from the other values of the update.
             "controlled-score": estimators.ControlledScore(pool=self.replicates < 8),
@@ -109,6 +118,12 @@ class MethodConfig(Strict):
         }[self.posterior]
         arguments = {name: getattr(self, name) for name in _PASSED_ON}
         return GVI(estimator=estimator, mode=mode, horizon=self._horizon(), family=family, **arguments)
+
+    def _temperature(self, default: float) -> Any:
+        if not isinstance(self.temperature, dict):
+            return self.temperature or default
+        start, end = self.temperature["from"], self.temperature["to"]
+        return optax.exponential_decay(start, self.max_updates, end / start)
 
     def _horizon(self) -> AbstractHorizon:
         keep = tuple(self.keep)

@@ -10,4 +10,6 @@ from calibrant.estimators.enumeration import Enumeration as Enumeration
 from calibrant.estimators.finite_differences import FiniteDifferences as FiniteDifferences
 from calibrant.estimators.muprop import MuProp as MuProp
 from calibrant.estimators.pathwise import Pathwise as Pathwise
+from calibrant.estimators.rebar import REBAR as REBAR
+from calibrant.estimators.rebar import RELAX as RELAX
 from calibrant.estimators.score_function import ScoreFunction as ScoreFunction

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import equinox as eqx
-from jaxtyping import Array, Float, UInt32
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from calibrant._problem import Problem
 from calibrant._recording import AbstractRecorder
@@ -37,6 +37,10 @@ class Run(Protocol):
         each: bool = False,
     ) -> Trajectory: ...
 
+    def of(self, problem: Problem) -> "Run":
+        """The same for another problem."""
+        ...
+
     def map(self, fn: Callable, *arguments: Any) -> Any:
         """`fn` of one simulation, over arguments with leading axes (batch, replicates), as many at once as asked."""
         ...
@@ -64,6 +68,16 @@ class AbstractEstimator(eqx.Module):
         """Simulations that it takes for each value and replicate, to differentiate in `dim` numbers."""
         del problem, dim
         return 1
+
+    def prepare(self, problem: Problem, key: PRNGKeyArray) -> "AbstractEstimator":
+        """The estimator with what depends on the problem filled in, before the first update."""
+        del problem, key
+        return self
+
+    def at(self, update: Int[Array, ""]) -> "AbstractEstimator":
+        """The estimator of one update of a calibration, where it follows a schedule."""
+        del update
+        return self
 
     def check(self, problem: Problem, batch: int, replicates: int) -> None:
         """Refuse, with a `ValueError`, what this estimator cannot do."""

@@ -7,17 +7,20 @@ biased as its sampling rule.
 import equinox as eqx
 import jax
 
-from calibrant._sampling import AbstractSamplingRule, StraightThrough
+from calibrant._sampling import AbstractSamplingPlan, StraightThrough
 from calibrant.estimators._base import AbstractEstimator
 
 
 class Pathwise(AbstractEstimator):
     """Differentiate the simulation. `rule` says how a discrete draw is differentiated."""
 
-    rule: AbstractSamplingRule = eqx.field(default_factory=StraightThrough)
+    rule: AbstractSamplingPlan = eqx.field(default_factory=StraightThrough)
 
     unbiased = False
     separable = True
+
+    def at(self, update):
+        return Pathwise(self.rule.at(update))
 
     def losses(self, problem, run, values, seeds):
         trajectories = run(values, seeds, self.rule)

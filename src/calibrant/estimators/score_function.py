@@ -78,7 +78,7 @@ class ScoreFunction(AbstractEstimator):
         if replicates > 1:
             without = jax.vmap(lambda x, v: _leave_one_out(problem, x, v))(trajectories.outputs, values)
         else:
-            without = _mean_of_other_finite(losses)[:, None]
+            without = mean_of_other_finite(losses)[:, None]
         score = score_times(losses[:, None] - without, jnp.sum(log_prob, axis=-1))
         return losses + jnp.sum(score, axis=1), trajectories
 
@@ -124,7 +124,7 @@ def _leave_one_out(problem: Problem, outputs: Any, values: Mapping[str, Array]) 
     return jax.vmap(lambda i: problem.evaluate(jax.tree.map(lambda a: a[i], outputs), values))(others)
 
 
-def _mean_of_other_finite(losses: Float[Array, " batch"]) -> Float[Array, " batch"]:
+def mean_of_other_finite(losses: Float[Array, " batch"]) -> Float[Array, " batch"]:
     """For each, the mean of the others; a simulation that failed says nothing about them."""
     finite = jnp.isfinite(losses)
     kept = jnp.where(finite, losses, 0)

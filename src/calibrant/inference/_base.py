@@ -54,6 +54,9 @@ class State(eqx.Module):
 
     posterior: Posterior
     optimiser: PyTree[Array]
+    #: The gradient estimator, with what of it is trained.
+    estimator: PyTree
+    estimator_optimiser: PyTree[Array]
     update: Int[Array, ""]
     seed: UInt32[Array, "2"]
 

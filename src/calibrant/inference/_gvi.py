@@ -30,6 +30,7 @@ from calibrant._prior import Prior
 from calibrant._problem import Problem
 from calibrant._randomness import as_seed, seeds
 from calibrant.estimators import AbstractEstimator, FiniteDifferences, Pathwise
+from calibrant.estimators.rebar import AbstractRelaxed
 from calibrant.inference._base import AbstractMethod, Evaluation, Result, State, UpdateRecord, best_evaluation
 from calibrant.inference._black_box import FlowScore
 from calibrant.posteriors import (
@@ -41,7 +42,7 @@ from calibrant.posteriors import (
     trainable,
 )
 
-_FLOW_NOISE, _FIT_TO_PRIOR = 0, 1
+_FLOW_NOISE, _FIT_TO_PRIOR, _ESTIMATOR = 0, 1, 2
 _EVALUATION_STREAMS = 0xFFFF0000  # far above any update number
 
 
@@ -142,7 +143,7 @@ class GVI(AbstractMethod):
         if isinstance(self.estimator, FiniteDifferences) and self.estimator.scale is not None:
             raise ValueError("In GVI the step of FiniteDifferences is in coordinates of the prior; leave `scale` out.")
         if not isinstance(self.estimator, (FiniteDifferences, FlowScore)):
-            self.estimator.check(problem, self.simulations, self.replicates)
+            self.estimator.prepare(problem, jax.random.key(0)).check(problem, self.simulations, self.replicates)
             return
         for name, plain in (("horizon", FullHorizon()), ("mode", ReverseMode())):
             if not eqx.tree_equal(getattr(self, name), plain):
@@ -163,7 +164,12 @@ class GVI(AbstractMethod):
             flow = _fit_to_prior(flow, prior, jax.random.fold_in(key, _FIT_TO_PRIOR))
         posterior = Posterior(prior, flow)
         optimiser = self._optimiser().init(trainable(flow)[0])  # pyright: ignore[reportArgumentType]
-        state = State(posterior, optimiser, jnp.zeros((), jnp.int32), words)
+        estimator, its_optimiser = self.estimator, None
+        if isinstance(estimator, AbstractEstimator):
+            estimator = estimator.prepare(problem, jax.random.fold_in(key, _ESTIMATOR))
+        if isinstance(estimator, AbstractRelaxed):
+            its_optimiser = estimator.init_training()
+        state = State(posterior, optimiser, estimator, its_optimiser, jnp.zeros((), jnp.int32), words)
         # Explicit dtypes: a weakly typed number would change its type in the first update, and compile the second anew.
         return jax.tree.map(lambda x: jnp.array(x, dtype=jnp.result_type(x)) if eqx.is_array(x) else x, state)
 
@@ -215,7 +221,8 @@ def _update(method: GVI, problem: Problem, state: State) -> tuple[State, UpdateR
     values_of = jax.vmap(prior.constrain)
 
     # The simulator's part: losses, and their gradients in the coordinates.
-    if isinstance(method.estimator, FlowScore):
+    estimator, its_optimiser = state.estimator, state.estimator_optimiser
+    if isinstance(estimator, FlowScore):
         out = _expect(method, problem, values_of(z[:n]), simulation_seeds, Pathwise())
         finite = out.finite
         losses, weights = _masked(out.losses, finite)
@@ -230,7 +237,13 @@ def _update(method: GVI, problem: Problem, state: State) -> tuple[State, UpdateR
         from_losses = jax.grad(scores)(moving)
         g = jnp.zeros_like(z[:n])
     else:
-        losses, finite, g = _losses_and_gradients(method, problem, values_of, z[:n], simulation_seeds)
+        at_z = (method, problem, values_of, z[:n], simulation_seeds)
+        if isinstance(estimator, AbstractRelaxed):
+            (losses, finite, g), estimator, its_optimiser = estimator.trained(
+                its_optimiser, lambda e: _losses_and_gradients(e, *at_z)
+            )
+        else:
+            losses, finite, g = _losses_and_gradients(estimator.at(state.update), *at_z)
         finite &= jnp.all(jnp.isfinite(g), axis=1)
         losses, weights = _masked(losses, finite)
         g = jnp.where(finite[:, None], g, 0)
@@ -262,13 +275,15 @@ def _update(method: GVI, problem: Problem, state: State) -> tuple[State, UpdateR
         finite=finite,
     )
     flow = eqx.combine(chosen(moved, moving), fixed)
-    new = State(Posterior(prior, flow), chosen(optimiser, state.optimiser), state.update + 1, state.seed)
+    optimiser = chosen(optimiser, state.optimiser)
+    new = State(Posterior(prior, flow), optimiser, estimator, its_optimiser, state.update + 1, state.seed)
     return new, record
 
 
-def _losses_and_gradients(method: GVI, problem: Problem, values_of: Any, z: Float[Array, "n dim"], simulation_seeds):
+def _losses_and_gradients(
+    estimator: Any, method: GVI, problem: Problem, values_of: Any, z: Float[Array, "n dim"], simulation_seeds
+):
     """Losses at coordinates, whether they are finite, and their gradients by the estimator."""
-    estimator = method.estimator
     if isinstance(estimator, FiniteDifferences):
         points, words = estimator.stencil(z, simulation_seeds)
         out = _expect(method, problem, values_of(points), words, Pathwise())
