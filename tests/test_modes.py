@@ -203,3 +203,39 @@ def test_what_no_parameter_moves_has_no_tangent():
     compiled = jax.jit(jax.grad(_relayed(cal.HybridMode()))).lower(jnp.ones(50)).compile()
     one_array = 100_000 * 8
     assert compiled.memory_analysis().temp_size_in_bytes < 10 * one_array  # with tangents: 50 of them and more
+
+
+class _Clock(cal.AbstractModel):
+    """One output that depends on nothing beside one that depends on two parameters."""
+
+    class Params(cal.Params):
+        a: jax.Array = cal.parameter(0.3)
+        b: jax.Array = cal.parameter(0.6)
+
+    def init(self, params, rng):
+        return jnp.zeros(()), jnp.zeros(())
+
+    def step(self, params, state, inputs_t, rng):
+        return state[0] + 1, params.a * state[1] + params.b
+
+    def observe(self, params, state, inputs_t, rng):
+        return {"clock": state[0], "y": state[1]}
+
+
+@pytest.mark.parametrize("horizon", ["full", "sliding-1"])
+@pytest.mark.parametrize("mode", [*MODES.values(), cal.HybridMode(chunk=1)])
+def test_batches_under_jit(mode, horizon):
+    """JAX infers batch axes from the function and believes that the rule has the same."""
+
+    def outputs(ab, mode=mode):
+        params = _Clock.Params(ab[0], ab[1])
+        return cal.simulate(_Clock(), params, seed=0, steps=5, mode=mode, horizon=HORIZONS[horizon]).outputs
+
+    def total(batch, mode=mode):
+        out = jax.vmap(lambda x: outputs(x, mode))(batch)
+        assert out["clock"].shape == out["y"].shape == (3, 5)
+        return jnp.sum(jnp.sin(out["y"]) * out["clock"])
+
+    batch = jnp.array([[0.3, 0.6], [0.2, 0.5], [0.4, 0.1]])
+    expected = jax.grad(total)(batch, cal.ReverseMode())
+    np.testing.assert_allclose(jax.jit(jax.grad(total))(batch), expected, rtol=1e-10)

@@ -51,7 +51,7 @@ class AbstractMode(eqx.Module):
 @eqx.filter_custom_jvp
 def _run_by_rule(params: Any, *, mode: AbstractMode, loop: Loop, horizon: AbstractHorizon) -> Any:
     del horizon
-    return loop.run(params, mode.scan)
+    return _batched_like(params, loop.run(params, mode.scan))
 
 
 @_run_by_rule.def_jvp
@@ -59,7 +59,28 @@ def _run_by_rule_jvp(primals, tangents, *, mode, loop, horizon):
     (params,), (v,) = primals, tangents
     moved = jax.tree.map(lambda _, t: t is not None, params, v)
     theta, fixed = eqx.partition(params, moved)
-    return mode.tangent(theta, fixed, v, loop, horizon)
+    primal, tangent = mode.tangent(theta, fixed, v, loop, horizon)
+    return _batched_like(params, primal), tangent
+
+
+def _batched_like(params: Any, outputs: Any) -> Any:
+    """`outputs`, with a batch axis wherever `params` have one, and that axis first.
+
+    Under `vmap` and `jit` JAX takes the batch axes of the results from the function and then expects the rule to have
+    the same, unchecked (jax-ml/jax#16374). Here they are the same. Nothing of it is left in the compiled program.
+    """
+    leaves = [x for x in jax.tree.leaves(params) if eqx.is_array(x) and x.size]
+    if not leaves:
+        return outputs
+    anchor = jnp.any(jnp.stack([x.ravel()[0] == 0 for x in leaves]))
+
+    def alike(y: Any) -> Any:
+        if not eqx.is_array(y):
+            return y
+        y = jax.lax.select(jnp.broadcast_to(anchor, y.shape), y, y)
+        return jnp.reshape(y[None], y.shape)  # the batching rule of a reshape moves the axis
+
+    return jax.tree.map(alike, outputs)
 
 
 def _plain_scan(body: Any, init: Any, xs: Any) -> tuple[Any, Any]:
