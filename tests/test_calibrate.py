@@ -179,6 +179,9 @@ def test_an_interrupt_returns_the_best_so_far():
         def __exit__(self, *exc):
             pass
 
+        def note(self, what):
+            pass
+
         def advance(self, updates, message):
             raise KeyboardInterrupt
 
@@ -197,6 +200,9 @@ def test_progress_is_told_of_every_update():
             return self
 
         def __exit__(self, *exc):
+            pass
+
+        def note(self, what):
             pass
 
         def advance(self, updates, message):

@@ -1,5 +1,6 @@
 """`calibrate`: the loop over a method's public `init`, `step`, `evaluate` and `terminate`."""
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +12,11 @@ import numpyro.distributions as dist
 from calibrant._calibration import Calibration
 from calibrant._prior import Prior
 from calibrant._problem import Problem
-from calibrant._progress import AbstractProgress, NoProgress, TerminalProgress
+from calibrant._progress import AbstractProgress, NoProgress, TerminalProgress, table
+from calibrant.diagnostics import start_check
 from calibrant.inference import GVI, AbstractMethod, Evaluation, Result, best_evaluation
+from calibrant.inference._planner import PLAN_COLUMNS
+from calibrant.inference._watch import Watch
 from calibrant.posteriors import Posterior
 
 _FIXED, _FRESH = 0, 1
@@ -35,6 +39,7 @@ def calibrate(
     seed: int = 0,
     start: Posterior | None = None,
     progress: "bool | AbstractProgress" = True,
+    check_gradients: bool | None = None,
     throw: bool = True,
 ) -> Calibration:
     """Fit a posterior.
@@ -48,6 +53,8 @@ def calibrate(
     - `start`: begin at this posterior, of the same parameters, priors and family, and not at the prior: at what a
       smaller model of the same kind has learnt, say.
     - `progress`: a bar on standard error, or an object of one's own.
+    - `check_gradients`: at the start, set the gradient beside central differences, parameter by parameter
+      (`diagnostics.start_check`); by default where progress is shown.
     - `throw`: raise `CalibrationError` if it did not end well; otherwise the result code says so.
 
     **Returns:** a `Calibration`. An interrupt (Ctrl-C) ends the run between updates, with the best so far.
@@ -56,10 +63,23 @@ def calibrate(
     prior = priors if isinstance(priors, Prior) else Prior.of(problem, priors)
     method.check(problem, prior)
     total, every = method.max_updates, method.evaluate_every
+    check_gradients = progress is not False if check_gradients is None else check_gradients
     if isinstance(progress, bool):
         progress = TerminalProgress(total) if progress else NoProgress()
     started = time.perf_counter()
 
+    method, plan = method.planned(problem, prior)
+    if plan is not None:
+        progress.note(table("Plan", PLAN_COLUMNS, plan.rows()))
+    planned = time.perf_counter() - started
+    checked, watch = None, Watch(total)
+    if check_gradients and isinstance(method, GVI):
+        checked = start_check(problem, prior, method, posterior=start, seed=seed)
+        if checked is not None:
+            progress.note(table("Gradients at the start", ("parameter", "gradient / differences"), checked.rows()))
+            if checked.warning():
+                progress.note(checked.warning())
+    before_updates = time.perf_counter() - started
     state = method.init(problem, prior, seed, start)
     best, history, records = state, [_row(0, method.evaluate(problem, state, _FIXED))], []
     result, compiled, piece = None, 0.0, _piece(every)
@@ -88,10 +108,12 @@ def calibrate(
                     if left > 0:
                         progress.advance(updates, f"loss {block[-1].loss[-1]:.4g}")
                 row = evaluated()
-                failed = 1 - np.mean(np.concatenate([record.finite for record in block]))
+                failed = 1 - np.mean(_joined(block)["finite"])
                 result = Result.TOO_MANY_FAILURES if failed > method.max_failed_fraction else method.terminate(history)
                 message = f"loss {row['loss']:.4g}, KL {row['kl']:.3g}"
                 progress.advance(updates, message + (f", {failed:.0%} failed" if failed else ""))
+                for signature in watch(history, _joined(block)):
+                    progress.note(f"Watch out: {signature}.")
         except KeyboardInterrupt:
             result = Result.INTERRUPTED
             if int(state.update) > history[-1]["update"]:
@@ -101,9 +123,25 @@ def calibrate(
     calibration = _finish(best, result, evaluation, history, records, runs, seed)
     seconds = time.perf_counter() - started
     calibration.timings.update(total=seconds, first_updates=compiled)
+    if plan is not None:
+        calibration.timings["planning"] = planned
+    if checked is not None:
+        calibration.timings["gradient_check"] = before_updates - planned
+    calibration = dataclasses.replace(
+        calibration,
+        plan=None if plan is None else plan.describe(),
+        gradient_check=None if checked is None else checked.describe(),
+        signatures=[dataclasses.asdict(s) for s in watch.seen],
+    )
     if throw and not result.successful and result is not Result.INTERRUPTED:
         raise CalibrationError(calibration)
     return calibration
+
+
+def _joined(block: list[Any]) -> dict[str, np.ndarray]:
+    """Records of updates, by name."""
+    names = ("loss", "gradient_norm", "signal_to_noise", "finite")
+    return {name: np.concatenate([getattr(record, name) for record in block]) for name in names}
 
 
 def _piece(every: int) -> int:

@@ -26,7 +26,9 @@ class Calibration:
 
     `posterior` is the flow that did best on the fixed evaluation set; `evaluation` its objective on a fresh one.
     `history` lists the evaluations, `updates` the records of all updates (arrays by name), `failures` the parameter
-    values at which simulations were not finite.
+    values at which simulations were not finite. `plan` is what `AutoMode` looked at and chose, `gradient_check` the
+    ratio of the gradient to differences at the start by parameter (`None` where they were all noise), `signatures` the
+    signs of failure that were seen (`inference.Signature`).
     """
 
     posterior: Posterior
@@ -40,6 +42,9 @@ class Calibration:
     n_failed: int
     seed: int
     timings: dict[str, float]
+    plan: dict[str, Any] | None = None
+    gradient_check: dict[str, Any] | None = None
+    signatures: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @property
     def prior(self) -> Prior:
@@ -122,6 +127,9 @@ class Calibration:
             "timings": {k: round(v, 3) for k, v in self.timings.items()},
             "versions": versions(),
             "device": str(jax.devices()[0]),
+            "plan": self.plan,
+            "gradient_check": self.gradient_check,
+            "signatures": self.signatures,
         }
 
 

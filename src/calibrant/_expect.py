@@ -44,8 +44,8 @@ def expect(
       for common random numbers.
     - `estimator`: what `jax.grad` of the losses is; `Pathwise()` by default.
     - `mode`, `horizon`: as in `simulate`.
-    - `simulations_at_once`: run at most so many simulations side by side. In modes that store the simulation each group
-      of a separable estimator is differentiated as soon as it has run; of others, the reverse pass runs it again.
+    - `simulations_at_once`: run at most so many simulations side by side. Each group of a separable estimator is
+      differentiated as soon as it has run, loss and all; of others, modes that store the simulation run it again.
 
     **Raises:** `ValueError` for unknown parameters and for combinations that cannot work.
     """
@@ -73,7 +73,7 @@ def expect(
 
     how = _How(estimator, mode, horizon, simulations_at_once)
     rows = 0 if simulations_at_once is None else simulations_at_once // replicates
-    if estimator.separable and mode.stores_steps and 0 < rows < batch:
+    if estimator.separable and 0 < rows < batch:
         return Expectation(*_gradients_in_groups(values, problem, seeds, how, rows))
     return Expectation(*_estimate(values, problem, seeds, how))
 

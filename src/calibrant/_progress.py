@@ -1,10 +1,12 @@
 """Progress of a long job on a terminal, with an estimate of the time left."""
 
 import abc
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 
 class AbstractProgress(abc.ABC):
@@ -22,6 +24,10 @@ class AbstractProgress(abc.ABC):
     def advance(self, updates: int, message: str) -> None:
         """So many more updates are done; `message` sums up where it stands."""
 
+    @abc.abstractmethod
+    def note(self, what: Any) -> None:
+        """Something to be read once: text, or anything that `rich` prints."""
+
 
 class NoProgress(AbstractProgress):
     """Silence."""
@@ -33,6 +39,9 @@ class NoProgress(AbstractProgress):
         pass
 
     def advance(self, updates: int, message: str) -> None:
+        pass
+
+    def note(self, what: Any) -> None:
         pass
 
 
@@ -65,6 +74,9 @@ class TerminalProgress(AbstractProgress):
     def __exit__(self, *exc: Any) -> None:
         self._bar.__exit__(*exc)
 
+    def note(self, what: Any) -> None:
+        self._console.print(what, soft_wrap=True)
+
     def advance(self, updates: int, message: str) -> None:
         self._done += updates
         self._bar.update(self._task, advance=updates, message=message)
@@ -77,3 +89,11 @@ class TerminalProgress(AbstractProgress):
             self._console.print(
                 f"{self._title}: {self._done} of {self._total} updates, {message}{after}", soft_wrap=True
             )
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table to note."""
+    out = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        out.add_row(*row)
+    return out

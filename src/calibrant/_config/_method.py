@@ -12,7 +12,7 @@ from calibrant._config._error import ConfigError
 from calibrant._config._schema import Strict
 from calibrant._horizon import AbstractHorizon, BlockHorizon, FullHorizon, GeometricHorizon, SlidingHorizon
 from calibrant._sampling import GumbelSoftmax
-from calibrant.inference import GVI, FlowScore
+from calibrant.inference import GVI, AutoMode, FlowScore
 
 _PASSED_ON = (
     "weight",
@@ -60,7 +60,8 @@ class MethodConfig(Strict):
     temperature: PositiveFloat | dict[Literal["from", "to"], PositiveFloat] | None = None
     branches: PositiveInt | None = None
     step: PositiveFloat | None = None
-    mode: Literal["reverse", "checkpointed", "hybrid"] = "reverse"
+    mode: Literal["reverse", "checkpointed", "hybrid", "auto"] = "reverse"
+    memory: PositiveFloat | None = None
     horizon: Literal["full"] | dict[Literal["sliding", "block", "geometric"], float] = "full"
     keep: list[str] = []
     posterior: Literal["masked-autoregressive", "coupling-spline", "full-rank-gaussian"] = "masked-autoregressive"
@@ -91,6 +92,10 @@ class MethodConfig(Strict):
             raise ValueError("a temperature { from = 1.0, to = 0.1 } is of gumbel-softmax; others take a number")
         if self.branches is not None and self.estimator != "branching":
             raise ValueError("branches is of the estimator branching; name it, or leave branches out")
+        if self.memory is not None and self.mode != "auto":
+            raise ValueError('memory is of the mode auto; set mode = "auto", or leave memory out')
+        if self.mode == "auto" and self.simulations_at_once is not None:
+            raise ValueError("the mode auto chooses simulations_at_once; leave it out")
         if self.step is not None and self.estimator != "finite-differences":
             raise ValueError("step is of the estimator finite-differences; name it, or leave step out")
         return self
@@ -110,7 +115,12 @@ class MethodConfig(Strict):
             "finite-differences": estimators.FiniteDifferences(0.2 if self.step is None else self.step),
             "flow-score": FlowScore(),
         }[self.estimator]
-        mode = {"reverse": ReverseMode(), "checkpointed": CheckpointedReverseMode(), "hybrid": HybridMode()}[self.mode]
+        mode = {
+            "reverse": ReverseMode(),
+            "checkpointed": CheckpointedReverseMode(),
+            "hybrid": HybridMode(),
+            "auto": AutoMode(self.memory),
+        }[self.mode]
         family = {
             "masked-autoregressive": posteriors.MaskedAutoregressiveFlow(),
             "coupling-spline": posteriors.CouplingSplineFlow(),

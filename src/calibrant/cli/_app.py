@@ -60,7 +60,7 @@ max_updates = 300
 learning_rate = 3e-3
 estimator = "straight-through"    # finite-differences, controlled-score, ...: see calibrant gradients
 horizon = "full"                  # or {{ sliding = 3 }}, {{ block = 10 }}, {{ geometric = 0.9 }}
-mode = "reverse"                  # checkpointed, hybrid
+mode = "reverse"                  # checkpointed, hybrid, auto: a planner chooses
 posterior = "masked-autoregressive"  # coupling-spline, full-rank-gaussian
 # patience = 10                   # stop after so many evaluations without improvement
 """

@@ -139,6 +139,9 @@ def _calibration(manifest: dict[str, Any], rows: list[dict[str, Any]], posterior
         n_failed=result["failed_simulations"],
         seed=manifest["seed"],
         timings=manifest["timings"],
+        plan=manifest.get("plan"),
+        gradient_check=manifest.get("gradient_check"),
+        signatures=manifest.get("signatures", []),
     )
 
 

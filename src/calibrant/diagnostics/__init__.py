@@ -7,3 +7,5 @@ from calibrant.diagnostics._gradients import Measurement as Measurement
 from calibrant.diagnostics._gradients import gradients as gradients
 from calibrant.diagnostics._gradients import summary as summary
 from calibrant.diagnostics._picture import gradients_figure as gradients_figure
+from calibrant.diagnostics._start import StartCheck as StartCheck
+from calibrant.diagnostics._start import start_check as start_check

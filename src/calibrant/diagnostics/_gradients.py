@@ -23,7 +23,7 @@ from calibrant._problem import Problem
 from calibrant._randomness import as_seed, seeds
 from calibrant._simulate import simulate
 from calibrant.estimators import AbstractEstimator, FiniteDifferences, Pathwise
-from calibrant.inference import GVI
+from calibrant.inference import GVI, AutoMode
 from calibrant.posteriors import Posterior
 
 _POINTS, _SEEDS = 0x47524144, 0x48454C54
@@ -121,6 +121,7 @@ class GradientHealth:
 def candidates(method: GVI, steps: int) -> list[Candidate]:
     """The method's own way, and its relatives that are worth a look."""
     replicates = method.replicates
+    assert not isinstance(method.mode, AutoMode), "of a method whose plan is made"
     if isinstance(method.estimator, AbstractEstimator):
         horizon = f", {type(method.horizon).__name__}" if not isinstance(method.horizon, FullHorizon) else ""
         name = f"as configured ({type(method.estimator).__name__}{horizon})"
@@ -163,6 +164,7 @@ def gradients(
     if points < 2 or repeats < 4:
         raise ValueError(f"Gradients need at least 2 points and 4 repeats, got {points} and {repeats}.")
     words = as_seed(seed)
+    method = method.planned(problem, prior)[0]
     where = method.init(problem, prior, seed).posterior if posterior is None else posterior
     key = jax.random.wrap_key_data(seeds(words, (), stream=_POINTS).reshape(2))
     z = where.sample_coordinates(key, points)[0]

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
 from calibrant._prior import Prior
 from calibrant._problem import Problem
+from calibrant.inference._planner import Plan
 from calibrant.posteriors import Posterior
 
 if TYPE_CHECKING:  # a spelling that type checkers do not take for fields
@@ -94,6 +95,11 @@ class AbstractMethod(eqx.Module):
     @abc.abstractmethod
     def check(self, problem: Problem, prior: Prior) -> None:
         """Refuse, with a `ValueError`, what cannot work."""
+
+    def planned(self, problem: Problem, prior: Prior) -> "tuple[AbstractMethod, Plan | None]":
+        """The method with what was left to a planner settled, and the plan, if anything was."""
+        del problem, prior
+        return self, None
 
     @abc.abstractmethod
     def init(self, problem: Problem, prior: Prior, seed: int, start: Posterior | None = None) -> State:

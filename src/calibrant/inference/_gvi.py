@@ -14,6 +14,7 @@ reverse mode outside. A simulation that is not finite is masked in both sums and
 gradient, entropy included.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -33,6 +34,7 @@ from calibrant.estimators import AbstractEstimator, FiniteDifferences, Pathwise
 from calibrant.estimators.rebar import AbstractRelaxed
 from calibrant.inference._base import AbstractMethod, Evaluation, Result, State, UpdateRecord, best_evaluation
 from calibrant.inference._black_box import FlowScore
+from calibrant.inference._planner import AutoMode, Compiled, fitting, plan
 from calibrant.posteriors import (
     AbstractPosterior,
     FullRankGaussian,
@@ -68,7 +70,8 @@ class GVI(AbstractMethod):
       transformation in its place.
     - `estimator`: of the gradient in the parameters (`Pathwise()`, ...); or, from losses alone, `FiniteDifferences()`
       or `FlowScore()`.
-    - `mode`, `horizon`, `simulations_at_once`: as in `expect`.
+    - `mode`, `horizon`, `simulations_at_once`: as in `expect`; `AutoMode()` chooses mode and `simulations_at_once`.
+    - `evaluation_at_once`: the same of an evaluation, which takes no derivative; as `simulations_at_once` by default.
     - `kl_samples`: draws of the flow for the KL; the first `simulations` of them are also simulated.
     - `evaluate_every`, `evaluation_simulations`: every so many updates the objective is evaluated on a fixed set of
       draws; the flow that does best on it is kept.
@@ -85,9 +88,10 @@ class GVI(AbstractMethod):
     final_learning_rate: float | None = None
     optimiser: optax.GradientTransformation | None = eqx.field(default=None, static=True)
     estimator: "AbstractEstimator | FlowScore" = eqx.field(default_factory=Pathwise)
-    mode: AbstractMode = eqx.field(default_factory=ReverseMode)
+    mode: AbstractMode | AutoMode = eqx.field(default_factory=ReverseMode)
     horizon: AbstractHorizon = eqx.field(default_factory=FullHorizon)
     simulations_at_once: int | None = eqx.field(default=None, static=True)
+    evaluation_at_once: int | None = eqx.field(default=None, static=True)
     kl_samples: int = eqx.field(default=1000, static=True)
     evaluate_every: int = eqx.field(default=100, static=True)
     evaluation_simulations: int = eqx.field(default=100, static=True)
@@ -104,6 +108,8 @@ class GVI(AbstractMethod):
             raise ValueError(f"GVI needs a `patience` of at least 1, or None, got {self.patience}.")
         if self.optimiser is not None and not self.learning_rate is self.final_learning_rate is None:
             raise ValueError("GVI takes a `learning_rate` or an `optimiser`, not both.")
+        if isinstance(self.mode, AutoMode) and not self.simulations_at_once is self.evaluation_at_once is None:
+            raise ValueError("AutoMode chooses how many simulations run at once; leave it out, or give a mode.")
         if self.kl_samples < self.simulations:
             raise ValueError(
                 f"GVI simulates the first draws of its KL estimate, so `kl_samples` ({self.kl_samples}) must be at "
@@ -146,12 +152,53 @@ class GVI(AbstractMethod):
             self.estimator.prepare(problem, jax.random.key(0)).check(problem, self.simulations, self.replicates)
             return
         for name, plain in (("horizon", FullHorizon()), ("mode", ReverseMode())):
+            if isinstance(getattr(self, name), AutoMode):
+                continue  # it chooses how many simulations run at once
             if not eqx.tree_equal(getattr(self, name), plain):
                 raise ValueError(
                     f"{type(self.estimator).__name__} takes no derivative of the simulator, so the `{name}` would have "
                     "no effect; leave it out, or choose another `estimator`."
                 )
         Pathwise().check(problem, self.simulations, self.replicates)
+
+    def planned(self, problem, prior):
+        if not isinstance(self.mode, AutoMode):
+            return self, None
+        estimator, points = self.estimator, 1
+        if isinstance(estimator, AbstractEstimator):
+            estimator = estimator.prepare(problem, jax.random.key(0))
+        if isinstance(estimator, FiniteDifferences):
+            points = estimator.points(prior.dim)
+        budget = self.mode.budget
+
+        def update(mode: AbstractMode, at_once: int | None):
+            method = dataclasses.replace(self, mode=mode, simulations_at_once=at_once)
+            z = jax.random.normal(jax.random.key(0), (self.simulations, prior.dim))
+            words = seeds(0, (self.simulations, self.replicates))
+            return Compiled(_gradients_for_plan, (estimator, method, problem, prior, z, words))
+
+        found = plan(
+            update,
+            dim=prior.dim,
+            steps=problem.steps,
+            simulations=self.simulations * self.replicates * points,
+            row=self.replicates,
+            budget=budget,
+            derivative=not isinstance(estimator, (FiniteDifferences, FlowScore)),
+        )
+        chosen: Any = {"mode": found.chosen.mode, "simulations_at_once": found.chosen.simulations_at_once}
+        settled = dataclasses.replace(self, **chosen)
+        words = seeds(0, (self.evaluation_simulations, self.replicates))
+
+        def evaluation(at_once: int | None):
+            method = dataclasses.replace(settled, evaluation_at_once=at_once)
+            z = jax.random.normal(jax.random.key(0), (self.evaluation_simulations, prior.dim))
+            return Compiled(_losses_of_evaluation, (method, problem, prior, z, words))
+
+        at_once, _ = fitting(evaluation, words.shape[0] * words.shape[1], self.replicates, budget)
+        at_once = at_once if at_once is None else max(at_once, 1)  # no more than a gradient of one, which fits
+        settled = dataclasses.replace(settled, evaluation_at_once=at_once)
+        return settled, dataclasses.replace(found, evaluation_at_once=at_once)
 
     def init(self, problem, prior, seed, start=None):
         self.check(problem, prior)
@@ -174,6 +221,8 @@ class GVI(AbstractMethod):
         return jax.tree.map(lambda x: jnp.array(x, dtype=jnp.result_type(x)) if eqx.is_array(x) else x, state)
 
     def step(self, problem, state, updates):
+        if isinstance(self.mode, AutoMode):
+            raise ValueError("AutoMode is settled before the first update: take `planned(problem, prior)[0]`.")
         return _updates(self, problem, state, updates)
 
     def evaluate(self, problem, state, stream):
@@ -280,6 +329,17 @@ def _update(method: GVI, problem: Problem, state: State) -> tuple[State, UpdateR
     return new, record
 
 
+def _gradients_for_plan(estimator: Any, method: GVI, problem: Problem, prior: Prior, z: Array, simulation_seeds: Array):
+    """What of an update depends on the mode."""
+    values_of = jax.vmap(prior.constrain)
+    if isinstance(estimator, FlowScore):
+        return _expect(method, problem, values_of(z), simulation_seeds, Pathwise()).losses
+    at_z = (method, problem, values_of, z, simulation_seeds)
+    if isinstance(estimator, AbstractRelaxed):
+        return estimator.trained(estimator.init_training(), lambda e: _losses_and_gradients(e, *at_z))[0]
+    return _losses_and_gradients(estimator.at(jnp.zeros((), jnp.int32)), *at_z)
+
+
 def _losses_and_gradients(
     estimator: Any, method: GVI, problem: Problem, values_of: Any, z: Float[Array, "n dim"], simulation_seeds
 ):
@@ -304,10 +364,16 @@ def _expect(method: GVI, problem: Problem, values, simulation_seeds, estimator: 
         values,
         seeds=simulation_seeds,
         estimator=estimator,
-        mode=method.mode,
+        mode=ReverseMode() if isinstance(method.mode, AutoMode) else method.mode,
         horizon=method.horizon,
         simulations_at_once=method.simulations_at_once,
     )
+
+
+def _losses_of_evaluation(method: GVI, problem: Problem, prior: Prior, z: Array, simulation_seeds: Array):
+    at_once = method.simulations_at_once if method.evaluation_at_once is None else method.evaluation_at_once
+    method = dataclasses.replace(method, simulations_at_once=at_once)
+    return _expect(method, problem, jax.vmap(prior.constrain)(z), simulation_seeds, Pathwise())
 
 
 def _masked(losses: Float[Array, " n"], finite) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
@@ -334,8 +400,7 @@ def _evaluate(method: GVI, problem: Problem, state: State, stream: Array | int) 
     prior = state.posterior.prior
     z, log_q = state.posterior.sample_coordinates(_keys(state, stream), max(n, method.kl_samples))
     simulation_seeds = seeds(seeds(state.seed, 1, stream=stream)[0], (n, method.replicates), stream=1)
-    values = jax.vmap(prior.constrain)(z[:n])
-    out = _expect(method, problem, values, simulation_seeds, Pathwise())
+    out = _losses_of_evaluation(method, problem, prior, z[:n], simulation_seeds)
     losses, weights = _masked(out.losses, out.finite)
     loss = jnp.where(jnp.any(out.finite), jnp.sum(weights * losses), jnp.nan)
     kl = kl_from_prior(z, log_q, prior)

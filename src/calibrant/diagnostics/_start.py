@@ -1,0 +1,73 @@
+"""The check at the start of every calibration: its gradient beside central differences, parameter by parameter."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from calibrant._prior import Prior
+from calibrant._problem import Problem
+from calibrant.diagnostics._gradients import Measurement, gradients
+from calibrant.estimators import AbstractEstimator, FiniteDifferences
+from calibrant.inference import GVI
+from calibrant.posteriors import Posterior
+
+_REPEATS = 4
+#: Differences in more numbers than these cost too much for a check that nobody asked for.
+_MOST = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class StartCheck:
+    """Ratios of the gradient to central differences with common random numbers, and their standard errors."""
+
+    names: tuple[str, ...]
+    ratio: np.ndarray
+    error: np.ndarray
+    #: Whether differences are distinguishable from zero.
+    identified: np.ndarray
+
+    def rows(self) -> list[tuple[str, str]]:
+        """A table: parameter, ratio."""
+        return [
+            (name, f"{r:.2g} ± {e:.1g}" if seen else "differences are all noise")
+            for name, r, e, seen in zip(self.names, self.ratio, self.error, self.identified, strict=True)
+        ]
+
+    def warning(self) -> str:
+        """A sentence about the worst, empty if nothing is wrong."""
+        every = list(zip(self.names, self.ratio, self.error, self.identified, strict=True))
+        wrong = [n for n, r, e, seen in every if seen and r < -3 * e]
+        if wrong:
+            return f"The gradient of {', '.join(wrong)} has the wrong sign; `calibrant gradients` says what to change."
+        off = [n for n, r, e, seen in every if seen and (r - 3 * e > 2 or r + 3 * e < 0.5)]
+        if off:
+            return f"The gradient of {', '.join(off)} is off by more than two; `calibrant gradients` says more."
+        return ""
+
+    def describe(self) -> dict[str, Any]:
+        """For the manifest of a run."""
+        return {
+            name: {"ratio": float(r), "error": float(e)} if seen else None
+            for name, r, e, seen in zip(self.names, self.ratio, self.error, self.identified, strict=True)
+        }
+
+
+def start_check(
+    problem: Problem, prior: Prior, method: GVI, *, posterior: Posterior | None = None, seed: int = 0
+) -> StartCheck | None:
+    """A small version of `gradients`, at the draws of one update.
+
+    **Returns:** `None` where there is nothing to compare: the method takes differences itself, or no gradient, or there
+    are more than 64 numbers to differentiate in.
+    """
+    takes_gradients = isinstance(method.estimator, AbstractEstimator)
+    if not takes_gradients or isinstance(method.estimator, FiniteDifferences) or prior.dim > _MOST:
+        return None
+    points = max(2, min(method.simulations, 8))
+    health = gradients(
+        problem, prior, method, posterior=posterior, points=points, repeats=_REPEATS, others=[], seed=seed
+    )
+    mine: Measurement = health.configured
+    ratio, error = health.ratios(mine)
+    return StartCheck(health.names, ratio, error, health.identified)

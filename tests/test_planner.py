@@ -1,0 +1,152 @@
+"""The planner: what fits is found, what does not is refused, and a plan changes no result."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+
+import calibrant as cal
+from calibrant.inference import _planner as planner
+
+STEPS, AGENTS = 30, 20_000
+
+
+def problem(agents=AGENTS, steps=STEPS):
+    model = cal.models.SIR(cal.networks.random_groups(agents, 5, contiguous=True))
+    loss = cal.losses.Streams({"infected": cal.losses.MeanSquaredError(scale=100.0)})
+    return cal.Problem(model, {"infected": np.full(steps, 10.0)}, loss, params=model.Params(initial=50.5), steps=steps)
+
+
+@pytest.fixture(scope="module")
+def town():
+    it = problem()
+    return it, cal.Prior.of(it, free=["beta", "gamma"])
+
+
+def gvi(**kwargs):
+    return cal.GVI(simulations=4, evaluation_simulations=6, max_updates=2, evaluate_every=1, kl_samples=10, **kwargs)
+
+
+def test_reverse_mode_is_given_up_where_it_does_not_fit(town):
+    """Reverse mode of one simulation needs more than the budget: the planner ends inside it."""
+    state = AGENTS * 4
+    budget = 36 * state  # so many arrays over agents, where reverse mode stores several a step
+    method, plan = gvi(mode=cal.AutoMode(budget / 2**30)).planned(*town)
+    by_name = {o.name: o for o in plan.options}
+    assert by_name["reverse"].simulations_at_once == 0
+    assert by_name["reverse"].memory > budget
+    assert plan.chosen.fits
+    assert plan.chosen.memory <= budget
+    assert not isinstance(method.mode, (cal.ReverseMode, cal.AutoMode))
+    assert method.simulations_at_once == plan.chosen.simulations_at_once
+    assert dict(zip(planner.PLAN_COLUMNS, plan.rows()[0], strict=True))["simulations at once"] == "does not fit"
+    assert sum("(chosen)" in row[0] for row in plan.rows()) == 1
+
+
+def test_a_group_of_simulations_is_found(town):
+    """All of an update do not fit in reverse mode, and some do."""
+    _, free = gvi(mode=cal.AutoMode(8.0)).planned(*town)
+    whole = next(o for o in free.options if o.name == "reverse")
+    assert whole.simulations_at_once is None
+    _, plan = gvi(mode=cal.AutoMode(0.6 * whole.memory / 2**30)).planned(*town)
+    some = next(o for o in plan.options if o.name == "reverse")
+    assert 1 <= some.simulations_at_once <= 3
+    assert some.memory <= plan.budget
+
+
+def test_a_plan_changes_no_result(town):
+    it, prior = town
+    method, plan = gvi(mode=cal.AutoMode(8.0)).planned(it, prior)
+    assert plan.evaluation_at_once is None
+    results = []
+    for each in (method, gvi(mode=cal.HybridMode(), simulations_at_once=1), gvi(evaluation_at_once=2)):
+        state, record = each.step(it, each.init(it, prior, 3), 2)
+        results.append(np.append(np.stack([record.loss, record.gradient_norm]), each.evaluate(it, state, 0).objective))
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-4)
+    np.testing.assert_allclose(results[2], results[0], rtol=1e-4)
+
+
+def test_nothing_fits(town):
+    with pytest.raises(ValueError, match=r"A gradient of one simulation needs .* allow more `memory`"):
+        gvi(mode=cal.AutoMode(1e-6)).planned(*town)
+
+
+@pytest.mark.parametrize("estimator", [cal.FiniteDifferences(), cal.FlowScore(), cal.estimators.REBAR()])
+def test_every_kind_of_estimator_is_planned(estimator):
+    it = problem(agents=50, steps=3)
+    prior = cal.Prior.of(it, free=["beta", "gamma"])
+    method, plan = gvi(mode=cal.AutoMode(), estimator=estimator).planned(it, prior)
+    derivative = isinstance(estimator, cal.estimators.REBAR)
+    assert {o.name for o in plan.options} >= ({"reverse", "hybrid"} if derivative else {"no derivative"})
+    method.check(it, prior)
+
+
+def test_memory_is_what_the_compiler_says(town):
+    compiled = planner.Compiled(lambda x: jnp.sum(jnp.sort(x)), (jnp.ones(100_000),))
+    assert 400_000 <= compiled.memory < 2_000_000
+    assert compiled.seconds() > 0
+
+
+@pytest.mark.parametrize(("rest", "at_once"), [(1000, None), (7 * 11, 9), (7 * 2, 2), (7, 1), (6, 0)])
+def test_fitting_finds_whole_rows(rest, at_once):
+    """Memory is 10 bytes and 7 more a simulation; rows are of 3."""
+
+    def needs(n):
+        return types.SimpleNamespace(memory=10 + 7 * (12 if n is None else n))
+
+    assert planner.fitting(needs, 12, 3, 10 + rest)[0] == at_once
+
+
+def test_available_memory_minds_the_control_group(monkeypatch):
+    from calibrant.inference import _memory
+
+    free = _memory.available_memory()
+    assert 0 < free < 2**50
+    files = {
+        "/sys/fs/cgroup/memory.max": "1000\n",
+        "/sys/fs/cgroup/memory.current": "900\n",
+        "/sys/fs/cgroup/memory.stat": "anon 10\ninactive_file 50\n",
+        "/proc/meminfo": "MemTotal: 100 kB\nMemAvailable:  50 kB\n",
+    }
+    monkeypatch.setattr(_memory, "_read", lambda path: files[path])
+    assert _memory.available_memory() == 150
+    files["/sys/fs/cgroup/memory.max"] = "1000000\n"
+    assert _memory.available_memory() == 50 * 1024
+
+
+@pytest.mark.parametrize("memory", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_budget_that_is_none_is_refused(memory):
+    with pytest.raises(ValueError, match="positive `memory`"):
+        cal.AutoMode(memory)
+
+
+def test_what_the_planner_chooses_is_not_given():
+    for given in ({"simulations_at_once": 2}, {"evaluation_at_once": 2}):
+        with pytest.raises(ValueError, match="AutoMode chooses"):
+            cal.GVI(mode=cal.AutoMode(), **given)
+    it = problem(agents=10, steps=2)
+    method = gvi(mode=cal.AutoMode())
+    with pytest.raises(ValueError, match="settled before the first update"):
+        method.step(it, method.init(it, cal.Prior.of(it), 0), 1)
+
+
+def test_a_planned_calibration_keeps_its_plan(tmp_path):
+    it = cal.Problem(toys.Drift(), 0.5 * np.arange(1.0, 9.0), cal.losses.MeanSquaredError(), steps=8)
+    calibration = cal.calibrate(it, method=gvi(mode=cal.AutoMode(1.0)), progress=False)
+    assert calibration.plan["chosen"] in [o["mode"] for o in calibration.plan["options"]]
+    assert calibration.timings["planning"] > 0
+    assert calibration.gradient_check is None  # nobody looks
+    again = cal.calibrate(it, method=gvi(), progress=False)
+    assert again.plan is None
+    assert jax.tree.all(jax.tree.map(np.allclose, again.sample(0, 5), calibration.sample(0, 5)))
+
+
+def test_chunks_of_the_hybrid_in_a_calibration(town):
+    """Many tangents, few at a time, under `vmap` and `jit`."""
+    it, prior = town
+    few, all_ = gvi(mode=cal.HybridMode(chunk=1)), gvi(mode=cal.HybridMode())
+    records = [m.step(it, m.init(it, prior, 3), 1)[1] for m in (few, all_)]
+    np.testing.assert_allclose(records[0].gradient_norm, records[1].gradient_norm, rtol=1e-4)

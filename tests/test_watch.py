@@ -1,0 +1,154 @@
+"""Signs of failure: each is told where it is, once, and not elsewhere; the check at the start of a calibration."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+from test_diagnostics import Reversed, Tripled
+
+import calibrant as cal
+from calibrant.diagnostics import start_check
+from calibrant.inference import _watch
+from calibrant.inference._watch import Watch
+
+
+def history(*objectives, kl=1.0, every=10, error=0.1):
+    return [
+        {"update": i * every, "objective": x, "kl": i * kl, "standard_error": error} for i, x in enumerate(objectives)
+    ]
+
+
+def recent(n=20, **changed):
+    out = {
+        "loss": np.linspace(1.0, 2.0, n),
+        "gradient_norm": np.linspace(1.0, 3.0, n),
+        "signal_to_noise": np.full(n, 3.0),
+        "finite": np.ones((n, 5), bool),
+    }
+    return out | changed
+
+
+def names(found):
+    return [s.name for s in found]
+
+
+def test_a_healthy_run_is_left_alone():
+    watch = Watch(1000)
+    for n in range(2, 30):
+        assert watch(history(*(10.0 * 0.7**i for i in range(n))), recent()) == []
+    assert Watch(40)(history(10.0, 2.0, 1.05, 1.0, 1.0), recent()) == []
+
+
+NOISE = {"signal_to_noise": np.full(20, 1.0)}
+EXPLODING = {"gradient_norm": np.append(np.ones(19), 1e6)}
+FAILING = {"finite": np.arange(100).reshape(20, 5) > 2}
+DIVERGING = {"loss": np.append(np.ones(19), 1e9)}
+
+
+@pytest.mark.parametrize(
+    ("name", "objectives", "changed"),
+    [
+        ("gradients are noise", (10.0, 10.0, 10.1), NOISE),
+        ("gradients explode", (10.0, 8.0, 6.0), EXPLODING),
+        ("simulations fail", (10.0, 8.0, 6.0), FAILING),
+        ("simulations diverge", (10.0, 8.0, 6.0), DIVERGING),
+    ],
+)
+def test_each_sign_is_told_once(name, objectives, changed):
+    watch = Watch(1000)
+    found = watch(history(*objectives), recent(**changed))
+    assert names(found) == [name]
+    assert found[0].update == 20
+    assert str(found[0]).startswith(name)
+    assert watch(history(*objectives, objectives[-1]), recent(**changed)) == []
+    assert watch.seen == found
+
+
+def test_noise_is_no_sign_where_the_objective_fell():
+    assert Watch(1000)(history(10.0, 5.0, 5.0), recent(**NOISE)) == []
+
+
+def test_slowness():
+    falling = history(*np.linspace(10, 1, 9))
+    assert names(Watch(80)(falling, recent())) == ["still falling at the end"]
+    assert Watch(8000)(falling, recent()) == []
+    still = history(*[10.0] * 6, kl=1e-4)
+    assert names(Watch(100)(still, recent())) == ["the flow has hardly moved"]
+    assert Watch(10_000)(still, recent()) == []
+
+
+def test_memory(monkeypatch):
+    monkeypatch.setattr(_watch, "available_memory", lambda: 2**30)
+    monkeypatch.setattr(_watch, "resident_memory", lambda: 20 * 2**30)
+    assert names(Watch(1000)(history(3.0, 2.0), recent())) == ["memory is near its limit"]
+    monkeypatch.setattr(_watch, "resident_memory", lambda: 2**29)
+    assert Watch(1000)(history(3.0, 2.0), recent()) == []
+    monkeypatch.setattr(_watch, "resident_memory", lambda: None)
+    assert Watch(1000)(history(3.0, 2.0), recent()) == []
+
+
+def drift():
+    return cal.Problem(toys.Drift(), 0.5 * np.arange(1.0, 9.0), cal.losses.MeanSquaredError(), steps=8)
+
+
+def test_the_check_at_the_start():
+    it = drift()
+    prior = cal.Prior.of(it)
+    right = start_check(it, prior, cal.GVI())
+    assert right is not None
+    np.testing.assert_allclose(right.ratio, 1.0, atol=1e-2)
+    assert right.warning() == ""
+    assert right.rows()[0][0] == "theta"
+    assert right.describe()["theta"]["ratio"] == pytest.approx(1.0, abs=1e-2)
+    wrong = start_check(it, prior, cal.GVI(estimator=Reversed()))
+    assert wrong is not None
+    assert "theta has the wrong sign" in wrong.warning()
+    large = start_check(it, prior, cal.GVI(estimator=Tripled()))
+    assert large is not None
+    assert "theta is off by more than two" in large.warning()
+    for estimator in (cal.FlowScore(), cal.FiniteDifferences()):
+        assert start_check(it, prior, cal.GVI(estimator=estimator)) is None
+
+
+class Notes(cal.AbstractProgress):
+    def __init__(self):
+        self.notes = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        pass
+
+    def advance(self, updates, message):
+        pass
+
+    def note(self, what):
+        self.notes.append(what)
+
+
+def test_a_calibration_tells_what_it_sees(tmp_path):
+    def loss(simulations, data, params):
+        fails = (params["theta"] > 1.0) & (jnp.sum(simulations) > 0)
+        return jnp.mean((simulations - data) ** 2) + jnp.where(fails, jnp.nan, 0.0)
+
+    it = cal.Problem(toys.Drift(), 0.5 * np.arange(1.0, 9.0), cal.losses.CustomLoss(loss), steps=8)
+    method = cal.GVI(max_updates=20, evaluate_every=10, kl_samples=20, evaluation_simulations=10)
+    progress = Notes()
+    calibration = cal.calibrate(it, method=method, progress=progress)
+    assert [type(n).__name__ for n in progress.notes[:1]] == ["Table"]
+    assert any("simulations fail" in str(n) for n in progress.notes)
+    assert names(calibration.signatures and [_watch.Signature(**s) for s in calibration.signatures]) == [
+        "simulations fail"
+    ]
+    assert calibration.gradient_check is not None
+    calibration.save(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["signatures"][0]["name"] == "simulations fail"
+    assert set(manifest["gradient_check"]) == {"theta"}
+    quiet = cal.calibrate(it, method=method, progress=False)
+    assert quiet.gradient_check is None
+    assert jax.tree.all(jax.tree.map(np.array_equal, quiet.sample(0, 5), calibration.sample(0, 5)))
