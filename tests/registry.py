@@ -63,6 +63,8 @@ MODELS = {
         {"inputs": np.asarray(cal.models.BrockHommesForecast.lagged(jnp.asarray(_inputs)))},
     ),
     "boarding-school": (cal.models.BoardingSchoolSIR(40, house_size=10), {"steps": 8}),
+    "regional-sir": (cal.models.RegionalSIR(60, areas=3, steps=9, days=4), {}),
+    "threshold-market": (cal.models.ThresholdMarket(50), {"steps": 9}),
     "boarding-school-in-bed": (cal.models.BoardingSchoolSIBR(40, house_size=10), {"steps": 8}),
 }
 

@@ -132,3 +132,69 @@ def test_brock_hommes_forecast_is_the_mean_of_the_next_price():
     residual = np.asarray(jax.vmap(errors)(prices)).ravel()
     assert abs(residual.mean()) <= 4 * residual.std() / np.sqrt(residual.size)
     np.testing.assert_allclose(residual.std(), forecast.noise, rtol=0.02)
+
+
+def test_a_regional_sir_without_factors_is_an_sir():
+    regional = cal.models.RegionalSIR(200, areas=7, steps=20)
+    plain = cal.models.SIR(regional.layers)
+    values = {"beta": 0.7, "gamma": 0.2, "initial": 10.0}
+    by_area = cal.simulate(regional, regional.default_params.replace(values), seed=3).outputs
+    whole = cal.simulate(plain, plain.default_params.replace(values), seed=3, steps=20).outputs
+    for name in ("infected", "recovered"):
+        assert by_area[name].shape == (20, 7)
+        np.testing.assert_array_equal(np.sum(by_area[name], axis=1), whole[name])
+    assert regional.areas.sizes.tolist() == [29, 29, 28, 29, 28, 29, 28]
+
+
+def test_a_factor_acts_in_its_area_and_period_alone():
+    model = cal.models.RegionalSIR(400, areas=2, steps=21)
+    params = model.default_params.replace({"initial": 40.0})
+    assert params.log_factor.shape == model.smooth().shape() == (2, 3)
+    low = params.replace({"log_factor": params.log_factor.at[1, 1].set(-20.0)})
+    before, after = (cal.simulate(model, p, seed=1).outputs for p in (params, low))
+    np.testing.assert_array_equal(before["infected"][:6], after["infected"][:6])
+    ever = 200 - (after["infected"][:, 1] + after["recovered"][:, 1])  # susceptible in the second area
+    assert ever[13] == ever[6]  # days 7 to 13 are the second period
+    assert ever[14] < ever[13]
+    assert np.any(before["infected"][7:14, 1] != after["infected"][7:14, 1])
+
+
+def test_a_factor_may_be_common_to_areas_or_periods():
+    model = cal.models.RegionalSIR(100, areas=2, steps=14)
+    one = cal.simulate(model, model.Params(log_factor=[[0.1, -0.3]]), seed=1).outputs["infected"]
+    both = cal.simulate(model, model.Params(log_factor=[[0.1, -0.3], [0.1, -0.3]]), seed=1).outputs["infected"]
+    np.testing.assert_array_equal(one, both)
+    with pytest.raises(ValueError, match=r"has shape \(2, 2\), areas and periods"):
+        cal.simulate(model, model.Params(log_factor=np.zeros((3, 2))), seed=1)
+
+
+@pytest.mark.parametrize("options", [{"areas": 0}, {"areas": 5, "n_agents": 4}, {"steps": 0}, {"days": 0}])
+def test_a_regional_sir_of_nothing_is_refused(options):
+    with pytest.raises(ValueError, match="RegionalSIR needs"):
+        cal.models.RegionalSIR(**options)
+
+
+def test_the_threshold_market_clusters_its_volatility():
+    """Cont 2007, section 4, with rare updates: sizes of returns remember, signs do not, and tails are heavy."""
+    model = cal.models.ThresholdMarket(1500, sharpness=200.0)
+    params = model.Params(news=0.001, depth=10.0, update=0.015, threshold=0.001, spread=0.5)
+    runs = jax.vmap(lambda s: cal.simulate(model, params, seed=s, steps=4000).outputs)(cal.seeds(0, 4))
+    returns = np.asarray(runs)[:, 1000:]
+    assert np.max(np.abs(returns)) <= 0.1  # all buy or all sell
+
+    def autocorrelation(x, lag):
+        each = [np.corrcoef(r[:-lag], r[lag:])[0, 1] for r in x]
+        return np.mean(each), np.std(each, ddof=1) / 2
+
+    for lag in (1, 5, 10, 20):
+        memory, error = autocorrelation(np.abs(returns), lag)
+        assert memory > 0.05 + error
+    memory, error = autocorrelation(returns, 1)
+    assert abs(memory) < 4 * error + 0.01
+    assert np.mean(returns**4) / np.mean(returns**2) ** 2 > 3.2
+
+
+@pytest.mark.parametrize("options", [{"agents": 0}, {"sharpness": 0.0}])
+def test_a_market_of_nothing_is_refused(options):
+    with pytest.raises(ValueError, match="ThresholdMarket needs"):
+        cal.models.ThresholdMarket(**options)

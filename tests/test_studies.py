@@ -18,6 +18,49 @@ def load(name):
     return module
 
 
+@pytest.fixture
+def siblings(monkeypatch):
+    """A script finds the modules beside it."""
+    monkeypatch.syspath_prepend(str(STUDIES))
+
+
+@pytest.mark.parametrize("name", ["estimators_by_model", "horizons", "modes"])
+def test_a_study_in_its_smallest_form(name, siblings, tmp_path, capsys):
+    study = load(name)
+    arguments = ["--tiny", "--out", str(tmp_path / "out")]
+    study.main(arguments)
+    printed = capsys.readouterr().out
+    cells = json.loads((tmp_path / "out.json").read_text())["cells"]
+    assert len(cells) == 2
+    assert (tmp_path / "out.png").read_bytes()[:4] == b"\x89PNG"
+    study.main(arguments)  # nothing is left to run
+    assert printed.endswith(capsys.readouterr().out)
+
+
+def test_a_study_refuses_results_of_other_settings(siblings, tmp_path):
+    study = load("horizons")
+    (tmp_path / "out.json").write_text(json.dumps({"settings": {}, "cells": {}}))
+    with pytest.raises(SystemExit, match="other settings"):
+        study.main(["--tiny", "--out", str(tmp_path / "out")])
+
+
+def test_the_rule_for_horizons(siblings):
+    study = load("horizons")
+
+    def got(bias2, noise2, objective):
+        fit = {"objective": objective, "start": 10.0, "inside": 1, "truths": 3, "kl": 2.0}
+        return {"bias2": bias2, "noise2": noise2, "fit": fit}
+
+    cells = {"H = 0": got(0.5, 0.1, 2.0), "H = 5": got(0.0, 1.0, 1.0), "full": got(0.0, 100.0, 9.0)}
+    assert study.chosen(cells) == "H = 5"  # 0.52, 0.2, 20
+    verdict = study.judged({f"sir|errors|{h}": x for h, x in cells.items()}, "sir", "errors")
+    assert verdict["best"] == "H = 5"
+    assert verdict["rule_lost"] == 0
+    assert verdict["full_lost"] == pytest.approx(8 / 9)
+    assert study.wrong_but_confident(cells["full"]["fit"])
+    assert study.chosen({"full": got(None, None, 1.0)}) is None
+
+
 def test_the_study_of_estimators_and_its_resumption(tmp_path, monkeypatch, capsys):
     study = load("estimators")
     arguments = ["--tiny", "--structures", "mixed", "--only", "straight-through", "score function"]

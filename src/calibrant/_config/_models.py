@@ -9,7 +9,15 @@ from typing import Any
 
 from calibrant._config._error import ConfigError
 from calibrant._model import AbstractModel
-from calibrant.models import SIR, BoardingSchoolSIBR, BoardingSchoolSIR, BrockHommes, RandomWalk
+from calibrant.models import (
+    SIR,
+    BoardingSchoolSIBR,
+    BoardingSchoolSIR,
+    BrockHommes,
+    RandomWalk,
+    RegionalSIR,
+    ThresholdMarket,
+)
 from calibrant.models.june import june_from_options
 
 #: name -> (what makes it from `options`, one line about it)
@@ -19,7 +27,9 @@ MODELS: dict[str, tuple[Any, str]] = {
     "brock-hommes": (BrockHommes, "asset prices with four strategies; agents = 0 for the mean field"),
     "june": (june_from_options, "an epidemic in a city, agent by agent: households, work, school, leisure"),
     "random-walk": (RandomWalk, "walkers that step up or down"),
+    "regional-sir": (RegionalSIR, "SIR with a transmission rate for every area and week"),
     "sir": (SIR.small_world, "susceptible, infected, recovered, in households and groups"),
+    "threshold-market": (ThresholdMarket, "returns of traders who act on news above a threshold (Cont 2007)"),
 }
 
 

@@ -20,16 +20,16 @@ from calibrant.inference._memory import available_memory
 
 _GIB = 2**30
 _NOT_TIMED = 4.0
-#: Programs that run longer than this, in seconds, are run once.
-_LONG = 2.0
+#: A program is run again until so many seconds have passed, or so many runs.
+_TIMED_FOR, _RUNS = 0.3, 30
 
 
 class AutoMode(eqx.Module):
     """Let a planner choose among `ReverseMode`, `CheckpointedReverseMode` and `HybridMode`, and how many simulations
     run at once.
 
-    It compiles a gradient in each, which takes some seconds to minutes, and runs each once or twice, before the first
-    update.
+    It compiles a gradient in each, which takes some seconds to minutes, and runs each for a moment, or once, before the
+    first update.
 
     **Arguments:** `memory`, in GiB, that a gradient may take beyond the model and its data; four fifths of what is
     available by default.
@@ -177,15 +177,13 @@ class Compiled:
         self.operations = float((cost or {}).get("flops", math.nan))
 
     def seconds(self) -> float:
-        """The better of two runs, or the one of a long program; infinite where memory does not suffice after all."""
-        times = []
+        """The shortest of a few runs; infinite where memory does not suffice after all."""
+        times: list[float] = []
         try:
-            for _ in range(2):
+            while sum(times) < _TIMED_FOR and len(times) < _RUNS:
                 start = time.perf_counter()
                 jax.block_until_ready(self._run(*self._arguments))
                 times.append(time.perf_counter() - start)
-                if times[0] > _LONG:
-                    break
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

@@ -7,4 +7,6 @@ from calibrant.models.brock_hommes import BrockHommes as BrockHommes
 from calibrant.models.brock_hommes import BrockHommesForecast as BrockHommesForecast
 from calibrant.models.june import June as June
 from calibrant.models.random_walk import RandomWalk as RandomWalk
+from calibrant.models.regional_sir import RegionalSIR as RegionalSIR
 from calibrant.models.sir import SIR as SIR
+from calibrant.models.threshold_market import ThresholdMarket as ThresholdMarket

@@ -1,0 +1,176 @@
+"""Horizons: bias and noise of the straight-through gradient, the calibration reached, and a rule that chooses H.
+
+H = 0, 1, 2, 5, 10, 20, 50 and full, and the block and geometric relatives, over seven models (JUNE up to H = 20) and
+three losses. The rule takes, of what `calibrant gradients` measures at the start, the horizon of the smallest squared
+error of an update's gradient, bias squared plus variance over the number of values. It is made on `MADE_ON` and judged
+on the others: by the objective it reaches against the best horizon's and the full one's.
+
+    python studies/horizons.py [--tiny | --quick] [--cases sir june ...] [--losses summaries errors mmd]
+
+Results are kept cell by cell in OUT.json; what is there already is not run again.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cases import CASES, LOSSES, available, case
+from cells import Cells, fitted, measured, method, wrong_but_confident
+from matplotlib.figure import Figure
+
+import calibrant as cal
+from calibrant._files import atomic_path
+
+#: name -> horizon
+HORIZONS: dict[str, cal.AbstractHorizon] = {
+    "H = 0": cal.SlidingHorizon(0),
+    "H = 1": cal.SlidingHorizon(1),
+    "H = 2": cal.SlidingHorizon(2),
+    "H = 5": cal.SlidingHorizon(5),
+    "H = 10": cal.SlidingHorizon(10),
+    "H = 20": cal.SlidingHorizon(20),
+    "H = 50": cal.SlidingHorizon(50),
+    "full": cal.FullHorizon(),
+    "block, 5": cal.BlockHorizon(5),
+    "block, 20": cal.BlockHorizon(20),
+    "geometric, 0.5": cal.GeometricHorizon(0.5),
+    "geometric, 0.9": cal.GeometricHorizon(0.9),
+}
+VALUES = 5
+MADE_ON = ("random-walk", "sir", "brock-hommes")
+
+
+def makes_sense(case_name: str, horizon: str, steps: int) -> bool:
+    """H below the number of steps; JUNE carries too many tangents beyond 20."""
+    length = getattr(HORIZONS[horizon], "length", 0)
+    return length < steps and not (case_name == "june" and horizon == "H = 50")
+
+
+def cell(case_name: str, loss: str, horizon: str, budget: int, repeats: int) -> dict[str, Any]:
+    it = case(case_name, loss)
+    plan = method(VALUES, it.problem.loss.min_replicates, budget, horizon=HORIZONS[horizon], mode=cal.HybridMode())
+    return measured(it, plan, points=4, repeats=repeats) | {"fit": fitted(it, plan)}
+
+
+def chosen(of_horizons: dict[str, dict[str, Any]]) -> str | None:
+    """The rule: the smallest squared error of an update's gradient, by what was measured at the start."""
+    errors = {}
+    for name, got in of_horizons.items():
+        if got["bias2"] is not None and got["noise2"] is not None:
+            errors[name] = got["bias2"] + got["noise2"] / VALUES
+    return min(errors, key=lambda name: errors[name], default=None)
+
+
+def judged(results: dict[str, Any], case_name: str, loss: str) -> dict[str, Any] | None:
+    """What the rule reaches, beside the best horizon, the full one, and H = 0."""
+    found = {h: results[f"{case_name}|{loss}|{h}"] for h in HORIZONS if f"{case_name}|{loss}|{h}" in results}
+    fits = {h: got["fit"] for h, got in found.items() if got["fit"]["objective"] is not None}
+    rule = chosen({h: got for h, got in found.items() if h in fits})
+    if rule is None:
+        return None
+    best = min(fits, key=lambda h: fits[h]["objective"])
+    gain = max(fits[best]["start"] - fits[best]["objective"], 1e-12)
+
+    def lost(name: str) -> float | None:
+        return None if name not in fits else (fits[name]["objective"] - fits[best]["objective"]) / gain
+
+    return {"rule": rule, "best": best, "rule_lost": lost(rule), "full_lost": lost("full"), "zero_lost": lost("H = 0")}
+
+
+def table(results: dict[str, Any], cases: Sequence[str], losses: Sequence[str]) -> str:
+    lines = []
+    for loss in losses:
+        for case_name in cases:
+            lines += [f"\n**{case_name}, {loss}**\n"]
+            lines += ["| horizon | cosine | length | noise² | runs each | objective | inside |", "| --- " * 7 + "|"]
+            for name in HORIZONS:
+                got = results.get(f"{case_name}|{loss}|{name}")
+                if got is None:
+                    continue
+                fit = got["fit"]
+                numbers = [got[k] for k in ("cosine", "ratio", "noise2", "forward_runs")]
+                shown = ["all noise" if x is None else f"{x:.2g}" for x in numbers]
+                flag = " (wrong, confident)" if wrong_but_confident(fit) else ""
+                objective = "" if fit["objective"] is None else f"{fit['objective']:.3g} ± {fit['error'] or 0:.1g}"
+                inside = f"{fit['inside']} of {fit['truths']}{flag}" if fit["truths"] else ""
+                lines.append(f"| {name} | {' | '.join(shown)} | {objective} | {inside} |")
+    lines += ["\n| model, loss | | rule's choice | best | rule loses | full loses | H = 0 loses |", "| --- " * 7 + "|"]
+    for case_name in cases:
+        for loss in losses:
+            verdict = judged(results, case_name, loss)
+            if verdict is not None:
+                which = "made on" if case_name in MADE_ON else "tested on"
+                lost = [verdict[k] for k in ("rule_lost", "full_lost", "zero_lost")]
+                shown = ["" if x is None else f"{x:.1%}" for x in lost]
+                row = [f"{case_name}, {loss}", which, verdict["rule"], verdict["best"], *shown]
+                lines.append(f"| {' | '.join(row)} |")
+    confident = sum(wrong_but_confident(got["fit"]) for got in results.values())
+    lines.append(f"\nwrong and confident: {confident} of {len(results)}; lost: share of the best horizon's gain")
+    return "\n".join(lines)
+
+
+def picture(results: dict[str, Any], cases: Sequence[str], losses: Sequence[str], path: Path) -> None:
+    figure = Figure(figsize=(2.9 * len(cases) + 1.2, 2.6 * len(losses) + 0.8), layout="constrained")
+    axes = figure.subplots(len(losses), len(cases), sharex=True, squeeze=False)
+    names = list(HORIZONS)
+    for row, loss in enumerate(losses):
+        for column, case_name in enumerate(cases):
+            axis = axes[row, column]
+            for key, colour in (("bias2", "#2563a8"), ("noise2", "#c2410c")):
+                points = [
+                    (i, got[key])
+                    for i, n in enumerate(names)
+                    if (got := results.get(f"{case_name}|{loss}|{n}")) and got[key] is not None
+                ]
+                if points:
+                    x, y = zip(*points, strict=True)
+                    label = {"bias2": "bias², of signal²", "noise2": "noise², of signal²"}[key]
+                    axis.plot(x, np.clip(y, 1e-4, 1e8), "o-", ms=3, lw=1, color=colour, label=label)
+            axis.set_yscale("log")
+            axis.set_xticks(np.arange(len(names)), names, rotation=90, fontsize=7)
+            axis.tick_params(axis="y", labelsize=7)
+            axis.spines[["top", "right"]].set_visible(False)
+            if row == 0:
+                axis.set_title(case_name, fontsize=9)
+            if column == 0:
+                axis.set_ylabel(loss, fontsize=8)
+    axes[0, 0].legend(fontsize=7, frameon=False)
+    with atomic_path(path) as part:
+        figure.savefig(part, dpi=150, format="png")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--tiny", action="store_true", help="one model, two horizons, few simulations")
+    size.add_argument("--quick", action="store_true", help="three models, one loss")
+    parser.add_argument("--cases", nargs="+", choices=CASES)
+    parser.add_argument("--losses", nargs="+", choices=LOSSES)
+    parser.add_argument("--horizons", nargs="+", choices=list(HORIZONS))
+    parser.add_argument("--budget", type=int, default=None, help="simulations of a calibration")
+    parser.add_argument("--out", type=Path, default=Path("studies/out/horizons"))
+    arguments = parser.parse_args(argv)
+    quick = ["sir", "brock-hommes", "market"]
+    cases = arguments.cases or (["random-walk"] if arguments.tiny else quick if arguments.quick else list(CASES))
+    cases = [name for name in cases if available(name)]
+    losses = arguments.losses or (["summaries"] if arguments.tiny or arguments.quick else list(LOSSES))
+    horizons = arguments.horizons or (["H = 0", "full"] if arguments.tiny else list(HORIZONS))
+    budget = arguments.budget or (60 if arguments.tiny else 2000 if arguments.quick else 5000)
+    repeats = 4 if arguments.tiny else 32
+    cells = Cells(arguments.out.with_suffix(".json"), {"budget": budget, "repeats": repeats})
+    todo = [
+        (f"{c}|{loss}|{h}", lambda c=c, loss=loss, h=h: cell(c, loss, h, budget, repeats))
+        for c in cases
+        for loss in losses
+        for h in horizons
+        if makes_sense(c, h, case(c, loss).problem.steps)
+    ]
+    cells.run(todo)
+    picture(cells.results, cases, losses, arguments.out.with_suffix(".png"))
+    print(table(cells.results, cases, losses))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""AD modes: time and memory by parameters, steps and agents, where they cross, and what the planner's choice costs.
+
+SIR with a transmission rate for every area and period (1 to 1,000 of them), 10 to 10,000 steps, 1,000 to a million
+agents. Every cell is a gradient of one update, of two parameter values. For each mode, with all of it at once and with
+one simulation at a time: seconds, and the compiler's memory. Regret is the time of what `AutoMode` chose over that of
+the fastest that fits the budget, both timed here and not by the planner.
+
+    python studies/modes.py [--tiny | --quick] [--memory 8]
+
+Results are kept cell by cell in OUT.json; what is there already is not run again.
+"""
+
+import argparse
+import functools
+import itertools
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from cells import Cells
+from matplotlib.figure import Figure
+
+import calibrant as cal
+from calibrant._files import atomic_path
+
+VALUES = 2
+#: Cells with more than so many agent-steps times parameters are left out in forward mode: they would take hours.
+_MOST = 3e10
+
+
+def problem(parameters: int, steps: int, agents: int) -> tuple[cal.Problem, cal.Prior]:
+    """SIR with so many transmission rates."""
+    areas = min(parameters, 10)
+    periods = max(1, parameters // areas)
+    model = cal.models.RegionalSIR(agents, areas=areas, steps=steps, days=max(1, -(-steps // periods)))
+    shape = model.default_params.log_factor.shape
+    data = {"infected": np.full((steps, areas), 10.0)}
+    loss = cal.losses.Streams({"infected": cal.losses.MeanSquaredError(scale=100.0)})
+    it = cal.Problem(model, data, loss, params=model.default_params.replace({"initial": agents / 100 + 0.5}))
+    return it, cal.Prior.of(it, {"log_factor": dist.Normal(0.0, 0.3).expand(shape)})
+
+
+def modes(parameters: int, steps: int) -> dict[str, cal.AbstractMode]:
+    root = max(1, math.isqrt(steps))
+    out: dict[str, cal.AbstractMode] = {"reverse": cal.ReverseMode(), "hybrid": cal.HybridMode()}
+    out["checkpointed"] = cal.CheckpointedReverseMode(root)
+    if parameters > 16:
+        out["hybrid, a quarter of the tangents"] = cal.HybridMode(parameters // 4)
+    return out
+
+
+def cell(parameters: int, steps: int, agents: int, gib: float) -> dict[str, Any]:
+    it, prior = problem(parameters, steps, agents)
+    z = 0.1 * jax.random.normal(jax.random.key(0), (VALUES, prior.dim))
+    words = cal.seeds(0, (VALUES, 1))
+
+    def compiled(mode: cal.AbstractMode, at_once: int | None) -> Any:
+        def total(z: Any, it: Any) -> Any:
+            values = jax.vmap(prior.constrain)(z)
+            return jnp.sum(cal.expect(it, values, seeds=words, mode=mode, simulations_at_once=at_once).losses)
+
+        jitted: Any = eqx.filter_jit(jax.grad(total))
+        return jitted.lower(z, it).compile()
+
+    budget = gib * 2**30
+    rows: dict[str, Any] = {}
+    for name, mode in modes(prior.dim, steps).items():
+        tangents = prior.dim if "hybrid" in name else 1
+        if agents * steps * tangents > _MOST:
+            continue
+        for at_once in (None, 1):
+            run = compiled(mode, at_once)
+            stats = run.compiled.memory_analysis()
+            memory = stats.temp_size_in_bytes + stats.output_size_in_bytes
+            seconds = None
+            if memory <= budget:
+                times = []
+                for _ in range(3):
+                    start = time.perf_counter()
+                    jax.block_until_ready(run(z, it))
+                    times.append(time.perf_counter() - start)
+                    if sum(times) > 20:
+                        break
+                seconds = min(times)
+            rows[name if at_once is None else f"{name}, one at a time"] = {"seconds": seconds, "memory": memory}
+            if at_once is None and seconds is not None and seconds > 60:
+                break
+    start = time.perf_counter()
+    _, plan = cal.GVI(simulations=VALUES, evaluation_simulations=2, kl_samples=2, mode=cal.AutoMode(gib)).planned(
+        it, prior
+    )
+    planning = time.perf_counter() - start
+    assert plan is not None
+    chosen = plan.chosen
+    key = "checkpointed" if "checkpointed" in chosen.name else chosen.name
+    if "tangents" in key:
+        key = "hybrid, a quarter of the tangents"
+    key += ", one at a time" if chosen.simulations_at_once == 1 else ""
+    best = min((r["seconds"] for r in rows.values() if r["seconds"] is not None), default=math.nan)
+    took = rows.get(key, {}).get("seconds") or chosen.seconds
+    return {
+        "dim": prior.dim,
+        "modes": rows,
+        "planned": key,
+        "planning_seconds": planning,
+        "regret": took / best - 1,
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    lines = ["| parameters, steps, agents | fastest | s | reverse | checkpointed | hybrid | planner | regret |"]
+    lines.append("| --- " * 8 + "|")
+    for key, got in results.items():
+        rows = got["modes"]
+        timed = {n: r["seconds"] for n, r in rows.items() if r["seconds"] is not None}
+        fastest = min(timed, key=lambda n: timed[n])
+
+        def shown(name: str, rows: Any = rows) -> str:
+            r = rows.get(name)
+            if r is None:
+                return "not run"
+            seconds = "does not fit" if r["seconds"] is None else f"{r['seconds']:.2g} s"
+            return f"{seconds}, {r['memory'] / 2**20:,.0f} MiB"
+
+        cells = [fastest, f"{timed[fastest]:.2g}", *map(shown, ("reverse", "checkpointed", "hybrid"))]
+        lines.append(f"| {key} | {' | '.join(cells)} | {got['planned']} | {max(got['regret'], 0):.0%} |")
+    regrets = [max(got["regret"], 0) for got in results.values()]
+    lines.append(f"\nregret: median {np.median(regrets):.1%}, largest {np.max(regrets):.1%}, {len(regrets)} cells")
+    return "\n".join(lines)
+
+
+def picture(results: dict[str, Any], path: Path) -> None:
+    panels = sorted({tuple(int(x) for x in key.split(", ")[1:]) for key in results})
+    figure = Figure(figsize=(3.0 * len(panels) + 1, 6), layout="constrained")
+    axes = figure.subplots(2, len(panels), sharex=True, squeeze=False)
+    colours = {"reverse": "#2563a8", "checkpointed": "#0d8a72", "hybrid": "#c2410c"}
+    for column, (steps, agents) in enumerate(panels):
+        for name, colour in colours.items():
+            for row, what in enumerate(("seconds", "memory")):
+                points = sorted(
+                    (int(key.split(", ")[0]), got["modes"][name][what])
+                    for key, got in results.items()
+                    if key.endswith(f", {steps}, {agents}") and got["modes"].get(name, {}).get(what) is not None
+                )
+                if points:
+                    x, y = zip(*points, strict=True)
+                    axes[row, column].loglog(x, y, "o-", ms=3, lw=1, color=colour, label=name)
+        axes[0, column].set_title(f"{steps:,} steps, {agents:,} agents", fontsize=9)
+        axes[1, column].set_xlabel("parameters", fontsize=8)
+        for axis in axes[:, column]:
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.tick_params(labelsize=7)
+    axes[0, 0].set_ylabel("seconds a gradient", fontsize=8)
+    axes[1, 0].set_ylabel("bytes", fontsize=8)
+    axes[0, 0].legend(fontsize=7, frameon=False)
+    with atomic_path(path) as part:
+        figure.savefig(part, dpi=150, format="png")
+
+
+def grid(tiny: bool, quick: bool) -> list[tuple[int, int, int]]:
+    if tiny:
+        return [(1, 10, 100), (20, 10, 100)]
+    if quick:
+        return list(itertools.product((1, 10, 100), (10, 100), (1000, 30_000)))
+    everything = itertools.product((1, 10, 100, 1000), (10, 100, 1000, 10_000), (1000, 30_000, 1_000_000))
+    return [(p, t, n) for p, t, n in everything if t * n <= 1e8 and p <= 10 * t]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--tiny", action="store_true", help="two cells of 100 agents")
+    size.add_argument("--quick", action="store_true", help="up to 100 parameters, 100 steps, 30,000 agents")
+    parser.add_argument("--memory", type=float, default=8.0, help="budget in GiB")
+    parser.add_argument("--out", type=Path, default=Path("studies/out/modes"))
+    arguments = parser.parse_args(argv)
+    cells = Cells(arguments.out.with_suffix(".json"), {"memory": arguments.memory})
+    todo = grid(arguments.tiny, arguments.quick)
+    cells.run([(f"{p}, {t}, {n}", functools.partial(cell, p, t, n, arguments.memory)) for p, t, n in todo])
+    shown = {key: cells.results[key] for p, t, n in todo if (key := f"{p}, {t}, {n}") in cells.results}
+    picture(shown, arguments.out.with_suffix(".png"))
+    print(table(shown))
+
+
+if __name__ == "__main__":
+    main()
