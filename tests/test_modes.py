@@ -185,6 +185,41 @@ def test_memory_of_checkpointed_reverse_grows_as_sqrt_and_of_hybrid_not_at_all()
         assert windowed[long] <= 1.25 * np.sqrt(long / short) * windowed[short]
 
 
+class _Seasons(cal.AbstractModel):
+    """Agents who differ in a way that depends on the time and on no parameter."""
+
+    phases: jax.Array
+
+    class Params(cal.Params):
+        a: jax.Array = cal.parameter(0.3)
+        b: jax.Array = cal.parameter(0.6)
+
+    def init(self, params, rng):
+        return jnp.zeros(self.phases.shape), jnp.zeros((), jnp.int32)
+
+    def step(self, params, state, inputs_t, rng):
+        x, t = state
+        up = rng.bernoulli(params.b, site="up", shape=x.shape)
+        return jnp.tanh(params.a * x + jnp.sin(self.phases * t.astype(x.dtype)) + up), t + 1
+
+    def observe(self, params, state, inputs_t, rng):
+        return jnp.mean(state[0])
+
+
+def test_memory_of_chunks_does_not_grow_with_steps():
+    """Nothing of the simulation is taken out of the loop over chunks of tangents."""
+    n = 10_000
+    model = _Seasons(jnp.linspace(0.0, 1.0, n))
+
+    def needed(steps):
+        def last(p):
+            return cal.simulate(model, p, seed=0, steps=steps, mode=cal.HybridMode(chunk=1)).outputs[-1]
+
+        return jax.jit(jax.grad(last)).lower(model.Params()).compile().memory_analysis().temp_size_in_bytes
+
+    assert needed(100) <= needed(10) + 8 * n  # one array over agents
+
+
 def _relayed(mode):
     def objective(theta):
         return cal.simulate(toys.Relay(), toys.RelayParams(theta), seed=0, steps=6, mode=mode).outputs[-1]

@@ -83,6 +83,16 @@ def _batched_like(params: Any, outputs: Any) -> Any:
     return jax.tree.map(alike, outputs)
 
 
+def _together(*trees: Any) -> Any:
+    """The same, but no part can be computed before all are there.
+
+    JAX takes out of a loop what does not depend on the iteration. In a loop over chunks of tangents that is a part of
+    every step of the simulation, kept for all steps at once: the memory of reverse mode.
+    """
+    arrays, others = eqx.partition(trees, eqx.is_array)
+    return eqx.combine(jax.lax.optimization_barrier(arrays), others)
+
+
 def _plain_scan(body: Any, init: Any, xs: Any) -> tuple[Any, Any]:
     return jax.lax.scan(body, init, xs)
 
@@ -180,14 +190,14 @@ class HybridMode(AbstractMode):
         chunks = -(-size // chunk)
         basis = jnp.eye(chunks * chunk, size, dtype=flat_theta.dtype).reshape(chunks, chunk, size)
 
-        def some_columns(basis):
+        def some_columns(basis, theta, fixed, loop):
             columns = jax.vmap(unravel, out_axes=-1)(basis)
             return loop.run_with_tangent(theta, fixed, columns, horizon, self.scan, columns=True)
 
         if chunks == 1:
-            primal, jacobian = some_columns(basis[0])
+            primal, jacobian = some_columns(basis[0], theta, fixed, loop)
         else:
-            primal, parts = jax.lax.map(some_columns, basis)
+            primal, parts = jax.lax.map(lambda b: some_columns(*_together(b, theta, fixed, loop)), basis)
             primal = jax.tree.map(lambda x: x[0], primal)
             jacobian = jax.tree.map(lambda j: jnp.moveaxis(j, 0, -2).reshape(*j.shape[1:-1], -1)[..., :size], parts)
 
