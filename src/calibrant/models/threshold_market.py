@@ -8,12 +8,12 @@ as a new threshold:
 
     r_t = (buyers - sellers) / (N depth),        v_i <- |r_t| with probability `update`
 
-Here a trader sees the news with logistic noise of his own, of scale `news / sharpness`: he buys with probability
-`sigmoid((e_t - v_i) sharpness / news)` and sells with probability `sigmoid((-e_t - v_i) sharpness / news)`; the
-published market is the limit of a large `sharpness`. A comparison of common news with a threshold has no derivative, a
-decision with a probability has one. (Differentiable versions in circulation use this sigmoid for the derivative alone,
-of another function than the one that is simulated, and some give every trader news of his own, which average to no
-return at all.)
+Since the news are common, all who act are on one side: `r_t = sign(e_t) (number who act) / (N depth)`. Here a trader
+judges the size of the news with logistic noise of his own, of scale `news / sharpness`: he acts with probability
+`sigmoid((|e_t| - v_i) sharpness / news)`, and the published market is the limit of a large `sharpness`. A comparison of
+common news with a threshold has no derivative, a decision with a probability has one. (Differentiable versions in
+circulation use this sigmoid for the derivative alone, of another function than the one that is simulated, and some give
+every trader news of his own, which average to no return at all.)
 """
 
 import equinox as eqx
@@ -71,12 +71,8 @@ class ThresholdMarket(AbstractModel):
     def step(self, params, state, inputs_t, rng):
         v = state.thresholds
         news = params.news * rng.normal("news", dtype=v.dtype)
-        scale = self.sharpness / params.news
-        buys, sells = jax.nn.sigmoid(scale * (news - v)), jax.nn.sigmoid(scale * (-news - v))
-        # Noise of one sign only: whoever would do both waits.
-        buys, sells = buys * (1 - sells), sells * (1 - buys)
-        orders = rng.categorical(jnp.stack([buys, sells, 1 - buys - sells], axis=-1), site="order")
-        moved = jnp.mean(orders[:, 0] - orders[:, 1]) / params.depth
+        acts = rng.bernoulli(jax.nn.sigmoid((jnp.abs(news) - v) * self.sharpness / params.news), site="order")
+        moved = jnp.sign(news) * jnp.mean(acts) / params.depth
         renews = rng.bernoulli(params.update, site="update", shape=(self.agents,))
         return ThresholdMarketState(renews * jnp.abs(moved) + (1 - renews) * v, moved)
 
