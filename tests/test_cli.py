@@ -84,6 +84,30 @@ def test_a_calibration_from_a_config(here, monkeypatch, capsys):
     assert set(rows[0]) == {"time", "infected", "recovered"}
 
 
+def test_a_planned_calibration_tells_its_plan_and_its_gradients(here, monkeypatch, capsys):
+    text = SMALL.format(data="synthetic = { seed = 1 }") + 'mode = "auto"\nmemory = 2\n'
+    (here / "c.toml").write_text(text)
+    code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml")
+    assert code == 0
+    assert "Plan" in err
+    assert "(chosen)" in err
+    assert "Gradients at the start" in err
+    manifest = json.loads((here / "runs/c/manifest.json").read_text())
+    assert manifest["plan"]["chosen"] in {o["mode"] for o in manifest["plan"]["options"]}
+    assert set(manifest["gradient_check"]) == {"beta", "gamma"}
+    page = (here / "runs/c/report.html").read_text()
+    for heading in ("<h2>Plan</h2>", "<h2>Gradients at the start</h2>"):
+        assert heading in page
+    (here / "runs/c/report.html").unlink()
+    code, _, _ = run(monkeypatch, capsys, "report", "runs/c")
+    assert code == 0
+    again = (here / "runs/c/report.html").read_text()
+    assert (
+        again.split("<h2>Gradients")[1].split("<h2>Settings")[0]
+        == page.split("<h2>Gradients")[1].split("<h2>Settings")[0]
+    )
+
+
 def test_gradients_are_looked_at_before_and_after(here, monkeypatch, capsys):
     (here / "c.toml").write_text(SMALL.format(data="synthetic = { seed = 1 }"))
     code, out, err = run(monkeypatch, capsys, "gradients", "c.toml", "--points", "2", "--repeats", "4")
@@ -211,6 +235,15 @@ BAD = {
     "temperature for nothing": (
         SMALL.format(data="synthetic = { seed = 1 }") + "temperature = 0.5\n",
         "temperature",
+    ),
+    "memory for nothing": (SMALL.format(data="synthetic = { seed = 1 }") + "memory = 2\n", "the mode auto"),
+    "a plan and a number": (
+        SMALL.format(data="synthetic = { seed = 1 }") + 'mode = "auto"\nsimulations_at_once = 2\n',
+        "chooses simulations_at_once",
+    ),
+    "no memory": (
+        SMALL.format(data="synthetic = { seed = 1 }") + 'mode = "auto"\nmemory = 1e-7\n',
+        "allow more `memory`",
     ),
     "step for nothing": (SMALL.format(data="synthetic = { seed = 1 }") + "step = 0.5\n", "finite-differences"),
     "horizon for nothing": (

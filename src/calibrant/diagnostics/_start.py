@@ -65,6 +65,8 @@ def start_check(
     if not takes_gradients or isinstance(method.estimator, FiniteDifferences) or prior.dim > _MOST:
         return None
     points = max(2, min(method.simulations, 8))
+    if method.simulations_at_once is None:  # no more at once than an update has
+        method = dataclasses.replace(method, simulations_at_once=method.simulations * method.replicates)
     health = gradients(
         problem, prior, method, posterior=posterior, points=points, repeats=_REPEATS, others=[], seed=seed
     )

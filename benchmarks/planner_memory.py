@@ -1,0 +1,132 @@
+"""The planner's memory: what the compiler predicts of a gradient, against the peak of resident memory while it runs.
+
+    python benchmarks/planner_memory.py [--only sir june] [--out docs/img/planner_memory.json]
+
+Every pair of model and mode runs in a process of its own: built, compiled, the peak reset (Linux), run twice. Sizes are
+such that 100 MB and more are needed.
+"""
+
+import argparse
+import datetime as dt
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import numpyro.distributions as dist
+
+import calibrant as cal
+from calibrant._files import write_text
+from calibrant._randomness import seeds
+from calibrant.estimators import FiniteDifferences
+from calibrant.inference._gvi import _gradients_for_plan
+from calibrant.inference._memory import resident_memory
+from calibrant.inference._planner import Compiled
+from calibrant.models.june import Calendar
+
+MODES: dict[str, Any] = {
+    "reverse": cal.ReverseMode(),
+    "reverse, one at a time": cal.ReverseMode(),
+    "checkpointed": cal.CheckpointedReverseMode(),
+    "hybrid": cal.HybridMode(),
+    "hybrid, 1 tangent at a time": cal.HybridMode(1),
+    "no derivative": cal.ReverseMode(),
+}
+MODELS = ("sir", "regional-sir", "boarding-school", "brock-hommes", "market", "june")
+
+
+def problem(name: str, share: float = 1.0) -> tuple[cal.Problem, cal.Prior]:
+    """Large enough to be seen, or with a share of its agents."""
+
+    def n(agents: int) -> int:
+        return round(share * agents)
+
+    square = cal.losses.MeanSquaredError(scale=100.0)
+    priors: dict[str, Any] = {}
+    if name == "sir":
+        model, steps, data = cal.models.SIR.small_world(n(400_000)), 40, "infected"
+    elif name == "regional-sir":
+        model, steps, data = cal.models.RegionalSIR(n(200_000), areas=4, steps=28), 28, "infected"
+        priors = {"log_factor": dist.Normal(0.0, 0.3).expand((4, 4))}
+    elif name == "boarding-school":
+        model, steps, data = cal.models.BoardingSchoolSIR(n(300_000)), 14, None
+    elif name == "brock-hommes":
+        model, steps, data = cal.models.BrockHommes(n(300_000)), 97, None
+    elif name == "market":
+        model, steps, data = cal.models.ThresholdMarket(n(300_000)), 50, None
+    else:
+        world = cal.worlds.build_world(n(300_000), seed=1)
+        model, steps, data = cal.models.June(world, Calendar(dt.date(2020, 3, 1), 30)), 30, "cumulative_infections"
+    outputs = jax.eval_shape(lambda: cal.simulate(model, model.default_params, seed=0, steps=steps).outputs)
+    if data is None and isinstance(outputs, dict):
+        data = next(iter(outputs))
+    if data is None:
+        it = cal.Problem(model, np.ones(outputs.shape), square, steps=steps)
+    else:
+        it = cal.Problem(model, {data: np.ones(outputs[data].shape)}, cal.losses.Streams({data: square}), steps=steps)
+    return it, cal.Prior.of(it, priors)
+
+
+def peak_since(run: Any) -> int:
+    """Bytes of resident memory above what there was before, at the most."""
+    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write("5")  # resets the peak
+    before = resident_memory() or 0
+    run()
+    with open("/proc/self/status", encoding="ascii") as lines:
+        peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return peak - before
+
+
+def measure(name: str, mode: str) -> dict[str, Any]:
+    compiled_of(name, mode, 0.01).seconds()  # what a process takes once, for threads and libraries, is there already
+    compiled, dim = compiled_of(name, mode), problem(name, 0.01)[1].dim
+    return {"predicted": compiled.memory, "measured": peak_since(compiled.seconds), "dim": dim}
+
+
+def compiled_of(name: str, mode: str, share: float = 1.0) -> Compiled:
+    it, prior = problem(name, share)
+    at_once = 1 if mode in ("reverse, one at a time", "no derivative") else None
+    estimator = FiniteDifferences() if mode == "no derivative" else cal.estimators.Pathwise()
+    values = 1 if mode == "no derivative" else 2
+    method = cal.GVI(simulations=values, mode=MODES[mode], simulations_at_once=at_once)
+    z = jax.random.normal(jax.random.key(0), (values, prior.dim))
+    return Compiled(_gradients_for_plan, (estimator, method, it, prior, z, seeds(0, (values, 1))))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(measure(*arguments.child)))
+        return
+    results: dict[str, Any] = {}
+    print("| model | mode | parameters | predicted, MB | measured, MB | off by |\n" + "| --- " * 6 + "|")
+    for name in arguments.only:
+        for mode in arguments.modes:
+            command = [sys.executable, __file__, "--child", name, mode]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                print(f"| {name} | {mode} | | failed: {done.stderr.strip().splitlines()[-1]} | | |", flush=True)
+                continue
+            got = json.loads(done.stdout.splitlines()[-1])
+            results[f"{name}, {mode}"] = got
+            off = got["predicted"] / max(got["measured"], 1) - 1
+            row = [name, mode, got["dim"], f"{got['predicted'] / 1e6:,.0f}", f"{got['measured'] / 1e6:,.0f}"]
+            print(f"| {' | '.join(map(str, row))} | {off:+.0%} |", flush=True)
+    large = [x for x in results.values() if x["measured"] > 1e8]
+    off = [abs(x["predicted"] / x["measured"] - 1) for x in large]
+    print(f"\nabove 100 MB: {len(large)} of {len(results)}, off by {max(off, default=0):.0%} at most")
+    if arguments.out is not None:
+        write_text(arguments.out, json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
