@@ -60,7 +60,7 @@ def problem(name: str, share: float = 1.0) -> tuple[cal.Problem, cal.Prior]:
     else:
         world = cal.worlds.build_world(n(300_000), seed=1)
         model, steps, data = cal.models.June(world, Calendar(dt.date(2020, 3, 1), 30)), 30, "cumulative_infections"
-    outputs = jax.eval_shape(lambda: cal.simulate(model, model.default_params, seed=0, steps=steps).outputs)
+    outputs: Any = jax.eval_shape(lambda: cal.simulate(model, model.default_params, seed=0, steps=steps).outputs)
     if data is None and isinstance(outputs, dict):
         data = next(iter(outputs))
     if data is None:

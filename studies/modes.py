@@ -98,9 +98,8 @@ def cell(parameters: int, steps: int, agents: int, gib: float) -> dict[str, Any]
     planning = time.perf_counter() - start
     assert plan is not None
     chosen = plan.chosen
-    key = "checkpointed" if "checkpointed" in chosen.name else chosen.name
-    if "tangents" in key:
-        key = "hybrid, a quarter of the tangents"
+    key = next(name for name in ("checkpointed", "reverse", "hybrid") if name in chosen.name)
+    key += ", a quarter of the tangents" if "tangents" in chosen.name else ""
     key += ", one at a time" if chosen.simulations_at_once == 1 else ""
     best = min((r["seconds"] for r in rows.values() if r["seconds"] is not None), default=math.nan)
     took = rows.get(key, {}).get("seconds") or chosen.seconds
