@@ -60,13 +60,13 @@ def problem(name: str, share: float = 1.0) -> tuple[cal.Problem, cal.Prior]:
     else:
         world = cal.worlds.build_world(n(300_000), seed=1)
         model, steps, data = cal.models.June(world, Calendar(dt.date(2020, 3, 1), 30)), 30, "cumulative_infections"
-    outputs: Any = jax.eval_shape(lambda: cal.simulate(model, model.default_params, seed=0, steps=steps).outputs)
-    if data is None and isinstance(outputs, dict):
-        data = next(iter(outputs))
-    if data is None:
-        it = cal.Problem(model, np.ones(outputs.shape), square, steps=steps)
+    outputs = jax.eval_shape(lambda: cal.simulate(model, model.default_params, seed=0, steps=steps).outputs)
+    blank = jax.tree.map(lambda x: np.ones(x.shape), outputs)
+    if isinstance(blank, dict):
+        name = data or next(iter(blank))
+        it = cal.Problem(model, {name: blank[name]}, cal.losses.Streams({name: square}), steps=steps)
     else:
-        it = cal.Problem(model, {data: np.ones(outputs[data].shape)}, cal.losses.Streams({data: square}), steps=steps)
+        it = cal.Problem(model, blank, square, steps=steps)
     return it, cal.Prior.of(it, priors)
 
 
