@@ -124,13 +124,16 @@ def picture(results: dict[str, Any], cases: Sequence[str], losses: Sequence[str]
                     for i, n in enumerate(names)
                     if (got := results.get(f"{case_name}|{loss}|{n}")) and got[key] is not None
                 ]
-                if points:
-                    x, y = zip(*points, strict=True)
-                    label = {"bias2": "bias², of signal²", "noise2": "noise², of signal²"}[key]
-                    axis.plot(x, np.clip(y, 1e-4, 1e8), "o-", ms=3, lw=1, color=colour, label=label)
+                label = {"bias2": "bias², of signal²", "noise2": "noise², of signal²"}[key]
+                for line, relatives in (("o-", False), ("s", True)):  # the relatives are in no order
+                    shown = [(i, y) for i, y in points if (names[i].startswith(("block", "geometric"))) == relatives]
+                    if shown:
+                        x, y = zip(*shown, strict=True)
+                        y = np.clip(y, 1e-4, 1e8)
+                        axis.plot(x, y, line, ms=3, lw=1, color=colour, label=None if relatives else label)
             axis.set_yscale("log")
             axis.set_xticks(np.arange(len(names)), names, rotation=90, fontsize=7)
-            axis.tick_params(axis="y", labelsize=7)
+            axis.tick_params(axis="y", which="both", labelsize=7)
             axis.spines[["top", "right"]].set_visible(False)
             if row == 0:
                 axis.set_title(case_name, fontsize=9)

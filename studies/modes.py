@@ -154,7 +154,7 @@ def picture(results: dict[str, Any], path: Path) -> None:
         axes[1, column].set_xlabel("parameters", fontsize=8)
         for axis in axes[:, column]:
             axis.spines[["top", "right"]].set_visible(False)
-            axis.tick_params(labelsize=7)
+            axis.tick_params(which="both", labelsize=7)
     axes[0, 0].set_ylabel("seconds a gradient", fontsize=8)
     axes[1, 0].set_ylabel("bytes", fontsize=8)
     axes[0, 0].legend(fontsize=7, frameon=False)

@@ -40,7 +40,7 @@ from calibrant.estimators.score_function import loss_of_each, score_times
 
 
 class ControlledScore(AbstractEstimator):
-    """Unbiased for Bernoulli and categorical draws; the unbiased estimator of least noise in large populations.
+    """Unbiased for Bernoulli and categorical draws, with noise that falls with the population.
 
     It learns from replicates, and helps little with fewer than thirty.
 
