@@ -223,7 +223,7 @@ class GVI(AbstractMethod):
     def step(self, problem, state, updates):
         if isinstance(self.mode, AutoMode):
             raise ValueError("AutoMode is settled before the first update: take `planned(problem, prior)[0]`.")
-        return _updates(self, problem, state, updates)
+        return _updates(self, problem, state, updates, jnp.asarray(updates))
 
     def evaluate(self, problem, state, stream):
         return _evaluate(self, problem, state, stream)
@@ -240,14 +240,22 @@ class GVI(AbstractMethod):
 
 
 @eqx.filter_jit
-def _updates(method: GVI, problem: Problem, state: State, updates: int) -> tuple[State, UpdateRecord]:
+def _updates(method: GVI, problem: Problem, state: State, updates: int, count: Array) -> tuple[State, UpdateRecord]:
+    """`updates` of them, which is `count`: the compiler is not told, or a loop of one became none, with other bits."""
     dynamic, static = eqx.partition(state, eqx.is_array)
 
-    def body(dynamic, _):
+    def one(dynamic):
         state, record = _update(method, problem, eqx.combine(dynamic, static))
         return eqx.filter(state, eqx.is_array), record
 
-    dynamic, records = jax.lax.scan(body, dynamic, length=updates)
+    def body(i, carry):
+        dynamic, records = carry
+        dynamic, record = one(dynamic)
+        return dynamic, jax.tree.map(lambda all_, x: all_.at[i].set(x), records, record)
+
+    shapes = jax.eval_shape(one, dynamic)[1]
+    records = jax.tree.map(lambda x: jnp.zeros((updates, *x.shape), x.dtype), shapes)
+    dynamic, records = jax.lax.fori_loop(0, count, body, (dynamic, records))
     return eqx.combine(dynamic, static), records
 
 
