@@ -13,7 +13,7 @@ Results are kept cell by cell in OUT.json; what is there already is not run agai
 """
 
 import argparse
-import json
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from cells import Cells
 from matplotlib.figure import Figure
 
 import calibrant as cal
-from calibrant._files import atomic_path, write_text
+from calibrant._files import atomic_path
 from calibrant.estimators.rebar import AbstractRelaxed
 from calibrant.models._epidemic import probability_within
 from calibrant.models.sir import SIRState
@@ -251,25 +252,17 @@ def main(argv: list[str] | None = None) -> None:
     everything = [50, 200, 1000, 5000, 20_000, 100_000]
     agents = arguments.agents or ([50] if arguments.tiny else everything[:4] if arguments.quick else everything)
     simulations = arguments.simulations or (400 if arguments.tiny else 6000)
-    stored = arguments.out.with_suffix(".json")
-    stored.parent.mkdir(parents=True, exist_ok=True)
-    settings = {"simulations": simulations}
-    kept = json.loads(stored.read_text()) if stored.exists() else {"settings": settings, "cells": {}}
-    if kept["settings"] != settings:
-        parser.error(f"{stored} holds results of other settings, {kept['settings']}: give another --out.")
-    todo = [(n, s, name) for n in agents for s in arguments.structures for name in ("reference", *arguments.only)]
-    start = time.perf_counter()
-    for done, (n, structure, name) in enumerate(todo):
-        key = f"{structure}|{n}|{name}"
-        if key not in kept["cells"]:
-            # Fewer simulations of more agents: each has less noise.
-            kept["cells"][key] = cell(n, structure, name, max(600, int(simulations * min(1.0, 1000 / n))))
-            write_text(stored, json.dumps(kept, indent=1) + "\n")
-            left = (time.perf_counter() - start) * (len(todo) - done - 1) / (done + 1)
-            print(f"{done + 1} of {len(todo)}: {key}, about {left / 60:.0f} min left", flush=True)
-    picture(kept["cells"], agents, arguments.out.with_suffix(".png"))
+    cells = Cells(arguments.out.with_suffix(".json"), {"simulations": simulations})
+    todo = []
+    for n in agents:
+        few = max(600, int(simulations * min(1.0, 1000 / n)))  # simulations of more agents have less noise each
+        for structure in arguments.structures:
+            for name in ("reference", *arguments.only):
+                todo.append((f"{structure}|{n}|{name}", functools.partial(cell, n, structure, name, few)))
+    cells.run(todo)
+    picture(cells.results, agents, arguments.out.with_suffix(".png"))
     for parameter, name in enumerate(NAMES):
-        print(f"\nderivative in log {name}{table(kept['cells'], agents, parameter)}")
+        print(f"\nderivative in log {name}{table(cells.results, agents, parameter)}")
 
 
 if __name__ == "__main__":

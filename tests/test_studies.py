@@ -61,7 +61,7 @@ def test_the_rule_for_horizons(siblings):
     assert study.chosen({"full": got(None, None, 1.0)}) is None
 
 
-def test_the_study_of_estimators_and_its_resumption(tmp_path, monkeypatch, capsys):
+def test_the_study_of_estimators_and_its_resumption(siblings, tmp_path, monkeypatch, capsys):
     study = load("estimators")
     arguments = ["--tiny", "--structures", "mixed", "--only", "straight-through", "score function"]
     arguments += ["--out", str(tmp_path / "out")]

@@ -5,13 +5,14 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 import toys
 from test_diagnostics import Reversed, Tripled
 
 import calibrant as cal
 from calibrant.diagnostics import start_check
-from calibrant.inference import _watch
+from calibrant.inference import _memory, _watch
 from calibrant.inference._watch import Watch
 
 
@@ -71,6 +72,16 @@ def test_noise_is_no_sign_where_the_objective_fell():
     assert Watch(1000)(history(10.0, 5.0, 5.0), recent(**NOISE)) == []
 
 
+def test_one_large_gradient_among_none():
+    found = Watch(1000)(history(10.0, 8.0), recent(gradient_norm=np.append(np.zeros(19), 1e6)))
+    assert names(found) == ["gradients explode"]
+
+
+def test_memory_in_use_is_this_process():
+    assert _memory.memory_in_use() == pytest.approx(_memory.resident_memory(), rel=0.1)
+    assert _memory.memory_in_use() > 2**24
+
+
 def test_slowness():
     falling = history(*np.linspace(10, 1, 9))
     assert names(Watch(80)(falling, recent())) == ["still falling at the end"]
@@ -82,11 +93,11 @@ def test_slowness():
 
 def test_memory(monkeypatch):
     monkeypatch.setattr(_watch, "available_memory", lambda: 2**30)
-    monkeypatch.setattr(_watch, "resident_memory", lambda: 20 * 2**30)
+    monkeypatch.setattr(_watch, "memory_in_use", lambda: 20 * 2**30)
     assert names(Watch(1000)(history(3.0, 2.0), recent())) == ["memory is near its limit"]
-    monkeypatch.setattr(_watch, "resident_memory", lambda: 2**29)
+    monkeypatch.setattr(_watch, "memory_in_use", lambda: 2**29)
     assert Watch(1000)(history(3.0, 2.0), recent()) == []
-    monkeypatch.setattr(_watch, "resident_memory", lambda: None)
+    monkeypatch.setattr(_watch, "memory_in_use", lambda: None)
     assert Watch(1000)(history(3.0, 2.0), recent()) == []
 
 
@@ -152,3 +163,18 @@ def test_a_calibration_tells_what_it_sees(tmp_path):
     quiet = cal.calibrate(it, method=method, progress=False)
     assert quiet.gradient_check is None
     assert jax.tree.all(jax.tree.map(np.array_equal, quiet.sample(0, 5), calibration.sample(0, 5)))
+
+
+def test_a_check_that_is_left_out_is_said():
+    model = cal.models.RegionalSIR(70, areas=5, steps=13, days=1)
+    loss = cal.losses.Streams({"infected": cal.losses.MeanSquaredError(scale=10.0)})
+    it = cal.Problem(model, {"infected": np.ones((13, 5))}, loss, params=model.default_params)
+    prior = cal.Prior.of(it, {"log_factor": dist.Normal(0.0, 0.3).expand((5, 13))})
+    family = cal.posteriors.FullRankGaussian()
+    method = cal.GVI(
+        max_updates=1, evaluate_every=1, kl_samples=10, evaluation_simulations=2, simulations=1, family=family
+    )
+    progress = Notes()
+    calibration = cal.calibrate(it, prior, method=method, progress=progress)
+    assert any("at most 64 numbers" in str(note) for note in progress.notes)
+    assert calibration.gradient_check is None

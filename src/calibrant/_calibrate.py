@@ -14,6 +14,7 @@ from calibrant._prior import Prior
 from calibrant._problem import Problem
 from calibrant._progress import AbstractProgress, NoProgress, TerminalProgress, table
 from calibrant.diagnostics import start_check
+from calibrant.diagnostics._start import MOST_CHECKED
 from calibrant.inference import GVI, AbstractMethod, Evaluation, Result, best_evaluation
 from calibrant.inference._planner import PLAN_COLUMNS
 from calibrant.inference._watch import Watch
@@ -79,6 +80,8 @@ def calibrate(
             progress.note(table("Gradients at the start", ("parameter", "gradient / differences"), checked.rows()))
             if checked.warning():
                 progress.note(checked.warning())
+        elif prior.dim > MOST_CHECKED:
+            progress.note(f"Gradients are set beside differences at the start for at most {MOST_CHECKED} numbers.")
     before_updates = time.perf_counter() - started
     state = method.init(problem, prior, seed, start)
     best, history, records = state, [_row(0, method.evaluate(problem, state, _FIXED))], []

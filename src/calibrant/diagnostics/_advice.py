@@ -25,7 +25,7 @@ def _wrong_signs(health: GradientHealth, m: Measurement) -> list[str]:
     ]
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
@@ -48,21 +48,21 @@ def advise(health: GradientHealth) -> list[str]:
         return [*out, *_simulations(health, mine)]
     wrong = _wrong_signs(health, mine)
     if wrong:
-        out.append(f"The gradient of {_listed(wrong)} has the wrong sign; change the estimator or the horizon.")
+        out.append(f"The gradient of {listed(wrong)} has the wrong sign; change the estimator or the horizon.")
     ratio, error = health.ratios(mine)
     seen = health.identified & (np.abs(ratio) > 3 * error)
     zero = [n for i, n in enumerate(health.names) if health.identified[i] and not np.any(mine.mean[:, i])]
     if zero:
         out.append(
-            f"The gradient of {_listed(zero)} is zero and the loss does depend on it: the horizon cuts its paths; name "
+            f"The gradient of {listed(zero)} is zero and the loss does depend on it: the horizon cuts its paths; name "
             "it in `keep`, or lengthen the horizon."
         )
     large = [n for n, r, s in zip(health.names, ratio, seen, strict=True) if s and r > 2]
     small = [n for n, r, s in zip(health.names, ratio, seen, strict=True) if s and 0 < r < 0.5]
     if large:
-        out.append(f"The gradient of {_listed(large)} is more than twice too large, which acts like a smaller weight.")
+        out.append(f"The gradient of {listed(large)} is more than twice too large, which acts like a smaller weight.")
     if small:
-        out.append(f"The gradient of {_listed(small)} is less than half of what it should be, like a larger weight.")
+        out.append(f"The gradient of {listed(small)} is less than half of what it should be, like a larger weight.")
     if choice is not mine and (not _aligned(health, mine) or choice.runs_to_signal < 0.67 * mine.runs_to_signal):
         why = (
             f"points another way than the differences (cosine {alignment:.2f})"

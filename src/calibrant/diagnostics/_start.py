@@ -1,12 +1,14 @@
 """The check at the start of every calibration: its gradient beside central differences, parameter by parameter."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from calibrant._prior import Prior
 from calibrant._problem import Problem
+from calibrant.diagnostics._advice import listed
 from calibrant.diagnostics._gradients import Measurement, gradients
 from calibrant.estimators import AbstractEstimator, FiniteDifferences
 from calibrant.inference import GVI
@@ -14,7 +16,7 @@ from calibrant.posteriors import Posterior
 
 _REPEATS = 4
 #: Differences in more numbers than these cost too much for a check that nobody asked for.
-_MOST = 64
+MOST_CHECKED = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,20 +31,17 @@ class StartCheck:
 
     def rows(self) -> list[tuple[str, str]]:
         """A table: parameter, ratio."""
-        return [
-            (name, f"{r:.2g} ± {e:.1g}" if seen else "differences are all noise")
-            for name, r, e, seen in zip(self.names, self.ratio, self.error, self.identified, strict=True)
-        ]
+        return check_rows(self.describe())
 
     def warning(self) -> str:
         """A sentence about the worst, empty if nothing is wrong."""
         every = list(zip(self.names, self.ratio, self.error, self.identified, strict=True))
         wrong = [n for n, r, e, seen in every if seen and r < -3 * e]
         if wrong:
-            return f"The gradient of {', '.join(wrong)} has the wrong sign; `calibrant gradients` says what to change."
+            return f"The gradient of {listed(wrong)} has the wrong sign; `calibrant gradients` says what to change."
         off = [n for n, r, e, seen in every if seen and (r - 3 * e > 2 or r + 3 * e < 0.5)]
         if off:
-            return f"The gradient of {', '.join(off)} is off by more than two; `calibrant gradients` says more."
+            return f"The gradient of {listed(off)} is off by more than two; `calibrant gradients` says more."
         return ""
 
     def describe(self) -> dict[str, Any]:
@@ -51,6 +50,14 @@ class StartCheck:
             name: {"ratio": float(r), "error": float(e)} if seen else None
             for name, r, e, seen in zip(self.names, self.ratio, self.error, self.identified, strict=True)
         }
+
+
+def check_rows(check: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The table of a check, from what `StartCheck.describe` made of it."""
+    return [
+        (name, "differences are all noise" if x is None else f"{x['ratio']:.2g} ± {x['error']:.1g}")
+        for name, x in check.items()
+    ]
 
 
 def start_check(
@@ -62,7 +69,7 @@ def start_check(
     are more than 64 numbers to differentiate in.
     """
     takes_gradients = isinstance(method.estimator, AbstractEstimator)
-    if not takes_gradients or isinstance(method.estimator, FiniteDifferences) or prior.dim > _MOST:
+    if not takes_gradients or isinstance(method.estimator, FiniteDifferences) or prior.dim > MOST_CHECKED:
         return None
     points = max(2, min(method.simulations, 8))
     if method.simulations_at_once is None:  # no more at once than an update has

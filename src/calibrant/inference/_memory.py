@@ -14,6 +14,12 @@ def available_memory() -> int:
     return min(_machine(), _control_group())
 
 
+def memory_in_use() -> int | None:
+    """Bytes that are taken where `available_memory` are left: on the device; on a CPU, by this process."""
+    stats = jax.local_devices()[0].memory_stats()
+    return int(stats["bytes_in_use"]) if stats and "bytes_in_use" in stats else resident_memory()
+
+
 def resident_memory() -> int | None:
     """Bytes of this process that are in memory now, where the system says so."""
     try:

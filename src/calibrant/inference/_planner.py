@@ -75,7 +75,7 @@ class Plan:
     options: tuple[Option, ...]
     #: In bytes.
     budget: int
-    #: Simulations at once of an evaluation, which takes no derivative; `None` for all.
+    #: Simulations at once of an evaluation, which takes no derivative; `None` for as many as of an update.
     evaluation_at_once: int | None = None
 
     def rows(self) -> list[tuple[str, str, str, str]]:
@@ -90,7 +90,12 @@ class Plan:
             at_once = o.simulations_at_once
             return {"mode": o.name, "simulations_at_once": at_once, "memory": o.memory, "seconds": seconds}
 
-        return {"chosen": self.chosen.name, "budget": self.budget, "options": [entry(o) for o in self.options]}
+        return {
+            "chosen": self.chosen.name,
+            "budget": self.budget,
+            "evaluation_at_once": self.evaluation_at_once,
+            "options": [entry(o) for o in self.options],
+        }
 
 
 #: Heads of the columns of `Plan.rows`.

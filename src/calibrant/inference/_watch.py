@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from calibrant.inference._memory import available_memory, resident_memory
+from calibrant.inference._memory import available_memory, memory_in_use
 
 #: Of pure noise the signal-to-noise ratio of an update is about 1.
 _NOISE = 1.2
@@ -78,11 +78,11 @@ def _noise(history: Any, recent: Any) -> list[tuple[str, str]]:
 def _explosion(recent: Any) -> list[tuple[str, str]]:
     norms = recent["gradient_norm"]
     norms = norms[np.isfinite(norms)]
-    if len(norms) < 10 or not np.max(norms) > _EXPLODES * max(np.median(norms), 1.0):
+    if len(norms) < 10 or not np.max(norms) > _EXPLODES * max(np.median(norms), 1.0):  # 1: where it is clipped
         return []
     text = (
-        f"a gradient was {np.max(norms) / np.median(norms):.0e} times the median one; take a shorter horizon "
-        "(SlidingHorizon, GeometricHorizon), or differences"
+        f"a gradient had a norm of {np.max(norms):.0e}, the median one of {np.median(norms):.2g}; take a shorter "
+        "horizon (SlidingHorizon, GeometricHorizon), or differences"
     )
     return [("gradients explode", text)]
 
@@ -128,14 +128,14 @@ def _slowness(history: Any, max_updates: int) -> list[tuple[str, str]]:
 
 
 def _memory() -> list[tuple[str, str]]:
-    resident = resident_memory()
-    if resident is None:
+    taken = memory_in_use()
+    if taken is None:
         return []
     left = available_memory()
-    if resident < _NEAR_LIMIT * (resident + left):
+    if taken < _NEAR_LIMIT * (taken + left):
         return []
     text = (
-        f"{resident / 2**30:.1f} GiB are taken and {left / 2**30:.1f} left; set `simulations_at_once`, or let "
+        f"{taken / 2**30:.1f} GiB are taken and {left / 2**30:.1f} left; set `simulations_at_once`, or let "
         "AutoMode plan"
     )
     return [("memory is near its limit", text)]

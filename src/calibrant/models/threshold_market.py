@@ -48,7 +48,7 @@ class ThresholdMarketState(eqx.Module):
 class ThresholdMarket(AbstractModel):
     """Cont's market of `agents` traders, who act only on news that exceed their thresholds.
 
-    **Arguments:** `agents`; `sharpness`, of decisions: above it, in units of 1 / `news`, a trader is all but certain.
+    **Arguments:** `agents`; `sharpness`, of their judgement of the news (above).
 
     Outputs: returns, shape (steps,).
     """

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from calibrant._calibration import Calibration
 from calibrant._files import write_text
 from calibrant._problem import Problem
+from calibrant.diagnostics._start import check_rows
 from calibrant.inference import Signature
 from calibrant.inference._planner import PLAN_COLUMNS, plan_rows
 from calibrant.losses import MarginalLikelihood, Streams
@@ -130,7 +131,7 @@ def write_report(
         warning="" if calibration.result.successful else f"This calibration did not end well. {calibration.reason}",
         rows=_rows(calibration, described),
         signatures=[str(Signature(**s)) for s in calibration.signatures],
-        checked=_checked(calibration),
+        checked=check_rows(calibration.gradient_check or {}),
         plan={} if calibration.plan is None else {"columns": PLAN_COLUMNS, "rows": plan_rows(calibration.plan)},
         figures=figures,
         config=config,
@@ -138,14 +139,6 @@ def write_report(
     )
     write_text(path, page)
     return path
-
-
-def _checked(calibration: Calibration) -> list[tuple[str, str]]:
-    """Ratios of the gradient to differences at the start."""
-    return [
-        (name, "differences are all noise" if x is None else f"{x['ratio']:.2g} ± {x['error']:.1g}")
-        for name, x in (calibration.gradient_check or {}).items()
-    ]
 
 
 def _versions() -> dict[str, Any]:
