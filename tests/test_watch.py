@@ -11,7 +11,7 @@ import toys
 from test_diagnostics import Reversed, Tripled
 
 import calibrant as cal
-from calibrant.diagnostics import start_check
+from calibrant.diagnostics import StartCheck, start_check
 from calibrant.inference import _memory, _watch
 from calibrant.inference._watch import Watch
 
@@ -122,6 +122,12 @@ def test_the_check_at_the_start():
     assert "theta is off by more than two" in large.warning()
     for estimator in (cal.FlowScore(), cal.FiniteDifferences()):
         assert start_check(it, prior, cal.GVI(estimator=estimator)) is None
+
+
+def test_a_check_that_sees_noise_alone_says_so():
+    check = StartCheck(("theta", "noise"), np.array([-7.5e9, 1.0]), np.array([7.4e9, 0.1]), np.ones(2, bool))
+    assert check.rows() == [("theta", "all noise (± 7e+09)"), ("noise", "1 ± 0.1")]
+    assert "theta is all noise" in check.warning()
 
 
 class Notes(cal.AbstractProgress):

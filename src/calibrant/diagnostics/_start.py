@@ -42,6 +42,12 @@ class StartCheck:
         off = [n for n, r, e, seen in every if seen and (r - 3 * e > 2 or r + 3 * e < 0.5)]
         if off:
             return f"The gradient of {listed(off)} is off by more than two; `calibrant gradients` says more."
+        noise = [n for n, r, e, seen in every if seen and _all_noise(r, e)]
+        if noise:
+            return (
+                f"The gradient of {listed(noise)} is all noise here: clipping and many updates have to find the way; "
+                "`calibrant gradients` says more."
+            )
         return ""
 
     def describe(self) -> dict[str, Any]:
@@ -54,10 +60,19 @@ class StartCheck:
 
 def check_rows(check: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The table of a check, from what `StartCheck.describe` made of it."""
-    return [
-        (name, "differences are all noise" if x is None else f"{x['ratio']:.2g} ± {x['error']:.1g}")
-        for name, x in check.items()
-    ]
+
+    def shown(x: Mapping[str, float] | None) -> str:
+        if x is None:
+            return "differences are all noise"
+        noisy = _all_noise(x["ratio"], x["error"])
+        return f"all noise (± {x['error']:.1g})" if noisy else f"{x['ratio']:.2g} ± {x['error']:.1g}"
+
+    return [(name, shown(x)) for name, x in check.items()]
+
+
+def _all_noise(ratio: float, error: float) -> bool:
+    """Neither its sign nor its size can be told: a few draws may outweigh all others."""
+    return bool(error > 1 and abs(ratio) < 3 * error)
 
 
 def start_check(
