@@ -12,3 +12,10 @@ def x64():
 def _clear_caches():
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty directory, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
