@@ -8,6 +8,7 @@ from registry import MODELS
 from scipy import optimize
 
 import calibrant as cal
+from calibrant.models._epidemic import _smallest
 from calibrant.networks import Incidence, random_groups
 
 
@@ -198,3 +199,16 @@ def test_the_threshold_market_clusters_its_volatility():
 def test_a_market_of_nothing_is_refused(options):
     with pytest.raises(ValueError, match="ThresholdMarket needs"):
         cal.models.ThresholdMarket(**options)
+
+
+@pytest.mark.parametrize("k", [-1, 0, 1, 17, 299, 300, 1000, np.nan])
+def test_the_smallest_are_those_that_a_stable_sort_puts_first(k):
+    u = np.random.default_rng(0).integers(1, 60, 300).astype(np.float32) / 64  # with many that are equal
+    rank = np.empty(300, int)
+    rank[np.argsort(u, kind="stable")] = np.arange(300)
+    before, following = _smallest(jnp.asarray(u), jnp.asarray(k, jnp.float32))
+    if np.isfinite(k):
+        assert np.array_equal(before, rank < k)
+        assert np.array_equal(following, rank == k)
+    else:
+        assert not np.any(before | following)

@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 from registry import HORIZONS, MODELS, MODES, RULES
 
 import calibrant as cal
+from calibrant._simulate import check_mode
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -274,3 +275,8 @@ def test_batches_under_jit(mode, horizon):
     batch = jnp.array([[0.3, 0.6], [0.2, 0.5], [0.4, 0.1]])
     expected = jax.grad(total)(batch, cal.ReverseMode())
     np.testing.assert_allclose(jax.jit(jax.grad(total))(batch), expected, rtol=1e-10)
+
+
+def test_a_planner_is_no_mode_of_one_simulation():
+    with pytest.raises(ValueError, match="got AutoMode; a planner chooses among them in a calibration only"):
+        check_mode(cal.AutoMode())

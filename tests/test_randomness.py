@@ -8,6 +8,7 @@ from scipy import stats
 
 import calibrant as cal
 from calibrant._randomness import Randomness, as_seed
+from calibrant._sampling import relaxed_bernoulli, relaxed_categorical
 from calibrant._threefry import threefry2x32, uniform_from_bits
 
 
@@ -270,3 +271,14 @@ def test_where_has_the_tangent_of_an_event():
 def test_bad_seeds_are_refused(bad):
     with pytest.raises(ValueError, match="seed"):
         as_seed(bad)
+
+
+@pytest.mark.parametrize("p", [0.0, 1e-38, 1e-30, 1e-8, 0.5])
+def test_relaxations_of_what_hardly_happens_have_finite_derivatives(p):
+    u, noise = jnp.asarray(0.3), jnp.asarray([0.1, 0.2])
+
+    def both(p):
+        return relaxed_bernoulli(p, u, 0.25) + relaxed_categorical(jnp.stack([p, 1 - p]), noise, 0.25)[0]
+
+    p = jnp.asarray(p)
+    assert np.all(np.isfinite([both(p), jax.grad(both)(p), jax.grad(jax.grad(both))(p)]))

@@ -13,7 +13,7 @@ from calibrant._horizon import AbstractHorizon, FullHorizon
 from calibrant._problem import Problem
 from calibrant._recording import AbstractRecorder
 from calibrant._sampling import AbstractSamplingPlan
-from calibrant._simulate import Trajectory, simulate
+from calibrant._simulate import Trajectory, check_mode, simulate
 from calibrant.estimators import AbstractEstimator, Pathwise
 
 
@@ -52,6 +52,7 @@ def expect(
     estimator = Pathwise() if estimator is None else estimator
     mode = ReverseMode() if mode is None else mode
     horizon = FullHorizon() if horizon is None else horizon
+    check_mode(mode)
     values = {name: jnp.asarray(value) for name, value in values.items()}
     if seeds.ndim != 3 or seeds.shape[-1] != 2:
         raise ValueError(

@@ -188,12 +188,18 @@ class GumbelSoftmax(AbstractSamplingRule):
 
 def relaxed_bernoulli(p: Array, u: Array, temperature: "float | Array") -> Array:
     """The binary concrete sample of probabilities `p` from uniforms `u`."""
-    # A decision of probability 0 or 1 is no decision: its relaxation is itself.
-    open_ = (p > 0) & (p < 1)
+    # A decision of probability 0 or 1 is no decision: its relaxation is itself. So is one of a probability that a
+    # relaxed simulation alone comes to, whose logarithm has derivatives beyond what floats can hold.
+    open_ = (p > least_probability(p.dtype)) & (p < 1)
     p_open = jnp.where(open_, p, 0.5)
     logit = jnp.log(p_open) - jnp.log1p(-p_open)
     noise = jnp.log1p(-u) - jnp.log(jnp.maximum(u, jnp.finfo(p.dtype).tiny))
     return jnp.where(open_, jax.nn.sigmoid((logit + noise) / jnp.asarray(temperature, p.dtype)), p)
+
+
+def least_probability(dtype: Any) -> Any:
+    """Below it a relaxation takes an event for impossible: 3e-10 in float32, so that powers of `1/p` are finite."""
+    return jnp.finfo(dtype).tiny ** 0.25
 
 
 def gumbels_given(hard: Float[Array, "k *n"], p: Float[Array, "k ..."], e: Float[Array, "k+1 *n"]) -> Array:
@@ -206,7 +212,7 @@ def gumbels_given(hard: Float[Array, "k *n"], p: Float[Array, "k ..."], e: Float
 
 def relaxed_categorical(p: Float[Array, "k ..."], noise: Float[Array, "k *n"], temperature: "float | Array") -> Array:
     """`softmax((log p + noise) / temperature)`; an impossible category stays impossible."""
-    possible = p > 0
+    possible = p > least_probability(p.dtype)
     log_p = jnp.where(possible, jnp.log(jnp.where(possible, p, 1)), -jnp.inf)
     return jax.nn.softmax((log_p + noise) / jnp.asarray(temperature, noise.dtype), axis=0)
 

@@ -69,6 +69,19 @@ def resolve_steps(model: AbstractModel, inputs: PyTree, steps: int | None) -> in
     return steps
 
 
+def check_mode(mode: Any) -> None:
+    """Refuse what is no mode.
+
+    **Raises:** `ValueError`.
+    """
+    if not isinstance(mode, AbstractMode):
+        raise ValueError(
+            f"`mode` is one of ReverseMode(), CheckpointedReverseMode(...) and HybridMode(...), got "
+            f"{type(mode).__name__ if isinstance(mode, eqx.Module) else repr(mode)}; a planner chooses among them in a "
+            "calibration only, GVI(mode=AutoMode())."
+        )
+
+
 def simulate(
     model: AbstractModel,
     params: Any,
@@ -96,12 +109,13 @@ def simulate(
 
     **Returns:** a `Trajectory`.
 
-    **Raises:** `ValueError` for a model whose step changes the shape of its state and for a draw that would repeat
-    itself; `RuntimeError` for a tangent on a float input that is no parameter.
+    **Raises:** `ValueError` for a model whose step changes the shape of its state, for a draw that would repeat
+    itself and for a mode that is none; `RuntimeError` for a tangent on a float input that is no parameter.
     """
     rule = StraightThrough() if rule is None else rule
     mode = ReverseMode() if mode is None else mode
     horizon = FullHorizon() if horizon is None else horizon
+    check_mode(mode)
     if not isinstance(params, model.Params):
         raise ValueError(
             f"{type(model).__name__} takes parameters of class {model.Params.__qualname__}, "
