@@ -116,6 +116,25 @@ def test_nothing_is_compiled_after_the_first_updates():
     assert int(state.update) == 40
 
 
+@pytest.mark.parametrize(
+    "family",
+    [
+        cal.posteriors.FullRankGaussian(),
+        cal.posteriors.MaskedAutoregressiveFlow(layers=1),
+        cal.posteriors.MaskedAutoregressiveFlow(layers=1, knots=4),
+        cal.posteriors.CouplingSplineFlow(layers=2),
+    ],
+    ids=["gaussian", "affine", "spline", "coupling"],
+)
+def test_a_second_calibration_compiles_nothing(family):
+    problem = cal.Problem(toys.Flips(), jnp.ones(3), cal.losses.MeanSquaredError(), steps=3)
+    priors = {"p": dist.Normal(0.0, 1.0), "q": dist.Uniform(0.0, 1.0)}
+    first = cal.calibrate(problem, priors, method=quick(family=family), progress=False)
+    with _no_compilation():
+        second = cal.calibrate(problem, priors, method=quick(family=family), progress=False, seed=1)
+    assert first.evaluation != second.evaluation
+
+
 class _no_compilation:
     def __enter__(self):
         self.seen = []

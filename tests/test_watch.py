@@ -27,7 +27,7 @@ def recent(n=20, **changed):
         "loss": np.linspace(1.0, 2.0, n),
         "gradient_norm": np.linspace(1.0, 3.0, n),
         "signal_to_noise": np.full(n, 3.0),
-        "finite": np.ones((n, 5), bool),
+        "failed": np.zeros(n),
     }
     return out | changed
 
@@ -45,7 +45,7 @@ def test_a_healthy_run_is_left_alone():
 
 NOISE = {"signal_to_noise": np.full(20, 1.0)}
 EXPLODING = {"gradient_norm": np.append(np.ones(19), 1e6)}
-FAILING = {"finite": np.arange(100).reshape(20, 5) > 2}
+FAILING = {"failed": np.where(np.arange(20) == 0, 0.6, 0.0)}
 DIVERGING = {"loss": np.append(np.ones(19), 1e9)}
 
 

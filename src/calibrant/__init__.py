@@ -17,6 +17,7 @@ from calibrant._autodiff import ReverseMode as ReverseMode
 from calibrant._calibrate import CalibrationError as CalibrationError
 from calibrant._calibrate import calibrate as calibrate
 from calibrant._calibration import Calibration as Calibration
+from calibrant._checkpoints import Checkpoints as Checkpoints
 from calibrant._expect import Expectation as Expectation
 from calibrant._expect import expect as expect
 from calibrant._horizon import AbstractHorizon as AbstractHorizon

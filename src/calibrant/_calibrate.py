@@ -2,14 +2,16 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import numpyro.distributions as dist
 
-from calibrant._calibration import Calibration
+from calibrant._book import Book
+from calibrant._calibration import Calibration, versions
+from calibrant._checkpoints import Checkpoint, Checkpoints, fingerprint
 from calibrant._prior import Prior
 from calibrant._problem import Problem
 from calibrant._progress import AbstractProgress, NoProgress, TerminalProgress, table
@@ -17,11 +19,10 @@ from calibrant.diagnostics import start_check
 from calibrant.diagnostics._start import MOST_CHECKED
 from calibrant.inference import GVI, AbstractMethod, Evaluation, Result, best_evaluation
 from calibrant.inference._planner import PLAN_COLUMNS
-from calibrant.inference._watch import Watch
+from calibrant.inference._watch import Signature, Watch
 from calibrant.posteriors import Posterior
 
 _FIXED, _FRESH = 0, 1
-_KEPT_FAILURES = 10_000
 
 
 class CalibrationError(RuntimeError):
@@ -41,6 +42,7 @@ def calibrate(
     start: Posterior | None = None,
     progress: "bool | AbstractProgress" = True,
     check_gradients: bool | None = None,
+    checkpoints: Checkpoints | None = None,
     throw: bool = True,
 ) -> Calibration:
     """Fit a posterior.
@@ -56,9 +58,14 @@ def calibrate(
     - `progress`: a bar on standard error, or an object of one's own.
     - `check_gradients`: at the start, set the gradient beside central differences, parameter by parameter
       (`diagnostics.start_check`); by default where progress is shown.
+    - `checkpoints`: where a run that may be killed is kept. If there are some of this run, it goes on from the newest,
+      to the same bits as if it had never been stopped.
     - `throw`: raise `CalibrationError` if it did not end well; otherwise the result code says so.
 
     **Returns:** a `Calibration`. An interrupt (Ctrl-C) ends the run between updates, with the best so far.
+
+    **Raises:** `ValueError` for what cannot work, for `checkpoints` of another run and for those of a run that another
+    process is at; `CalibrationError`, see `throw`.
     """
     method = GVI() if method is None else method
     prior = priors if isinstance(priors, Prior) else Prior.of(problem, priors)
@@ -67,84 +74,221 @@ def calibrate(
     check_gradients = progress is not False if check_gradients is None else check_gradients
     if isinstance(progress, bool):
         progress = TerminalProgress(total) if progress else NoProgress()
-    started = time.perf_counter()
-
-    method, plan = method.planned(problem, prior)
-    if plan is not None:
-        progress.note(table("Plan", PLAN_COLUMNS, plan.rows()))
-    planned = time.perf_counter() - started
-    checked, watch = None, Watch(total)
-    if check_gradients and isinstance(method, GVI):
-        checked = start_check(problem, prior, method, posterior=start, seed=seed)
-        if checked is not None:
-            progress.note(table("Gradients at the start", ("parameter", "gradient / differences"), checked.rows()))
-            if checked.warning():
-                progress.note(checked.warning())
-        elif prior.dim > MOST_CHECKED:
-            progress.note(f"Gradients are set beside differences at the start for at most {MOST_CHECKED} numbers.")
-    before_updates = time.perf_counter() - started
-    state = method.init(problem, prior, seed, start)
-    best, history, records = state, [_row(0, method.evaluate(problem, state, _FIXED))], []
-    result, compiled, piece = None, 0.0, _piece(every)
-
-    def evaluated() -> dict[str, Any]:
-        nonlocal best
-        history.append(_row(int(state.update), method.evaluate(problem, state, _FIXED)))
-        if best_evaluation(history) == len(history) - 1:
-            best = state
-        return history[-1]
-
-    with progress:
-        try:
-            while result is None:
-                block, updates, left = [], 0, min(every, total - int(state.update))
-                while left > 0:
-                    now, updates = time.perf_counter(), min(piece, left)
-                    moved, record = method.step(problem, state, updates)
-                    block.append(
-                        jax.tree.map(np.asarray, record)
-                    )  # waits: an interrupt here leaves the state as it was
-                    state = moved
-                    records.append(block[-1])
-                    compiled = compiled or time.perf_counter() - now
-                    left -= updates
-                    if left > 0:
-                        progress.advance(updates, f"loss {block[-1].loss[-1]:.4g}")
-                row = evaluated()
-                failed = 1 - np.mean(_joined(block)["finite"])
-                result = Result.TOO_MANY_FAILURES if failed > method.max_failed_fraction else method.terminate(history)
-                message = f"loss {row['loss']:.4g}, KL {row['kl']:.3g}"
-                progress.advance(updates, message + (f", {failed:.0%} failed" if failed else ""))
-                for signature in watch(history, _joined(block)):
-                    progress.note(f"Watch out: {signature}.")
-        except KeyboardInterrupt:
-            result = Result.INTERRUPTED
-            if int(state.update) > history[-1]["update"]:
-                evaluated()
-    evaluation = method.evaluate(problem, best, _FRESH)
-    runs = method.runs_an_update(problem, prior.dim)
-    calibration = _finish(best, result, evaluation, history, records, runs, seed)
-    seconds = time.perf_counter() - started
-    calibration.timings.update(total=seconds, first_updates=compiled)
-    if plan is not None:
-        calibration.timings["planning"] = planned
-    if checked is not None:
-        calibration.timings["gradient_check"] = before_updates - planned
-    calibration = dataclasses.replace(
-        calibration,
-        plan=None if plan is None else plan.describe(),
-        gradient_check=None if checked is None else checked.describe(),
-        signatures=[dataclasses.asdict(s) for s in watch.seen],
-    )
+    with NoProgress() if checkpoints is None else checkpoints:
+        run = _Run(problem, prior, method, seed, progress)
+        saved = None if checkpoints is None else checkpoints.latest()
+        marks = {} if checkpoints is None else _marks(problem, prior, method, seed, start)
+        if saved is None:
+            run.begin(start, check_gradients)
+        else:
+            _refuse_other(marks, saved, checkpoints)
+            run.restore(saved)
+        result = _loop(run, total, every, lambda now: run.checkpoint(checkpoints, marks, now=now))
+        calibration = run.finish(result)
     if throw and not result.successful and result is not Result.INTERRUPTED:
         raise CalibrationError(calibration)
     return calibration
 
 
-def _joined(block: list[Any]) -> dict[str, np.ndarray]:
-    """Records of updates, by name."""
-    names = ("loss", "gradient_norm", "signal_to_noise", "finite")
-    return {name: np.concatenate([getattr(record, name) for record in block]) for name in names}
+class _Run:
+    """A calibration under way: its state, and all that is told of it in the end."""
+
+    def __init__(self, problem: Problem, prior: Prior, method: AbstractMethod, seed: int, progress: AbstractProgress):
+        self.problem, self.prior, self.method, self.seed, self.progress = problem, prior, method, seed, progress
+        self.book, self.watch = Book(method.max_updates, prior.dim), Watch(method.max_updates)
+        self.history: list[dict[str, Any]] = []
+        self.plan: dict[str, Any] | None = None
+        self.gradient_check: dict[str, Any] | None = None
+        self.timings: dict[str, float] = {}
+        self._started = time.perf_counter()
+        self._told = False
+
+    def begin(self, start: Posterior | None, check_gradients: bool) -> None:
+        """Plan, check the gradients, and evaluate where it starts."""
+        problem, prior, progress = self.problem, self.prior, self.progress
+        self.method, plan = self.method.planned(problem, prior)
+        if plan is not None:
+            progress.note(table("Plan", PLAN_COLUMNS, plan.rows()))
+            self.plan = plan.describe()
+            self.timings["planning"] = time.perf_counter() - self._started
+        now = time.perf_counter()
+        if check_gradients and isinstance(self.method, GVI):
+            checked = start_check(problem, prior, self.method, posterior=start, seed=self.seed)
+            if checked is not None:
+                progress.note(table("Gradients at the start", ("parameter", "gradient / differences"), checked.rows()))
+                if checked.warning():
+                    progress.note(checked.warning())
+                self.gradient_check = checked.describe()
+                self.timings["gradient_check"] = time.perf_counter() - now
+            elif prior.dim > MOST_CHECKED:
+                progress.note(f"Gradients are set beside differences at the start for at most {MOST_CHECKED} numbers.")
+        self.state = self.best = self.method.init(problem, prior, self.seed, start)
+        self.evaluate()
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Back to where a checkpoint was written."""
+        facts = saved.facts
+        self.method = self.method.settled(facts["plan"])
+        skeleton = self.method.init(self.problem, self.prior, self.seed)
+        self.state, self.best = (saved.tree(name, skeleton) for name in ("state", "best"))
+        self.book.restore(saved.plain)
+        self.history, self.plan, self.gradient_check = facts["history"], facts["plan"], facts["gradient_check"]
+        self.watch.seen = [Signature(**s) for s in facts["signatures"]]
+        self.timings = facts["timings"]
+        self._started -= self.timings.pop("total")
+        self.progress.note(f"Going on after update {self.update} of {self.method.max_updates}.")
+        if facts["versions"] != versions():
+            self.progress.note("Other versions of packages wrote the checkpoint; the bits may be others from here on.")
+
+    def checkpoint(self, checkpoints: Checkpoints | None, marks: dict[str, str], *, now: bool) -> None:
+        """Write one, if it is time. A full disk does not end a run: the checkpoints before are still there."""
+        if checkpoints is None or not (now or checkpoints.due):
+            return
+        facts = {
+            "marks": marks,
+            "history": self.history,
+            "plan": self.plan,
+            "gradient_check": self.gradient_check,
+            "signatures": [dataclasses.asdict(s) for s in self.watch.seen],
+            "timings": {**self.timings, "total": self._seconds},
+            "versions": versions(),
+        }
+        try:
+            checkpoints.write(self.update, facts, {"state": self.state, "best": self.best}, self.book.arrays())
+        except OSError as error:
+            if not self._told:
+                self.progress.note(f"A checkpoint could not be written ({error}); the run goes on without.")
+            self._told = True
+
+    @property
+    def update(self) -> int:
+        """Updates made."""
+        return int(self.state.update)
+
+    @property
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._started
+
+    def step(self, updates: int) -> float:
+        """So many updates; returns the last loss. An interrupt leaves the run as it was before."""
+        now = time.perf_counter()
+        moved, record = self.method.step(self.problem, self.state, updates)
+        record = jax.tree.map(np.asarray, record)  # waits
+        self.state = moved
+        self.book.add(record)
+        self.timings.setdefault("first_updates", time.perf_counter() - now)
+        return float(record.loss[-1])
+
+    def evaluate(self) -> dict[str, Any]:
+        """Evaluate the objective on the fixed set, and keep the best."""
+        self.history.append(_row(self.update, self.method.evaluate(self.problem, self.state, _FIXED)))
+        if best_evaluation(self.history) == len(self.history) - 1:
+            self.best = self.state
+        return self.history[-1]
+
+    def finish(self, result: Result) -> Calibration:
+        """What is given back."""
+        evaluation = self.method.evaluate(self.problem, self.best, _FRESH)
+        book, history = self.book, self.history
+        constrain = jax.vmap(self.prior.constrain)
+
+        def named(z: np.ndarray) -> dict[str, np.ndarray]:
+            values = constrain(jax.numpy.asarray(z, dtype=float)) if len(z) else {}
+            return {name: np.asarray(x) for name, x in values.items()}
+
+        last = book.scalars(max(book.updates - 1, 0))["failed"]
+        reasons: dict[Result, str] = {
+            Result.CONVERGED: "No improvement on the evaluation set for as long as `patience` allows.",
+            Result.MAX_UPDATES: "All updates were made.",
+            Result.INTERRUPTED: "Interrupted; the posterior is the best so far.",
+            Result.TOO_MANY_FAILURES: (
+                f"{last[-1]:.0f} of the {book.seen // book.updates} simulations of the last update were not finite, "
+                "and more than `max_failed_fraction` allows since the last evaluation; see `failures` for where in "
+                "parameter space, and narrow the prior there."
+                if book.updates
+                else ""
+            ),
+            Result.NON_FINITE: (
+                f"The objective at update {history[-1]['update']} is not finite: no simulation of the evaluation set "
+                "was."
+            ),
+        }
+        return Calibration(
+            posterior=self.best.posterior,
+            result=result,
+            reason=reasons[result] + (" None was better than the start." if best_evaluation(history) == 0 else ""),
+            evaluation={k: v for k, v in _row(0, evaluation).items() if k != "update"},
+            history=history,
+            updates=book.scalars(),
+            failures=named(book.failures),
+            successes=named(book.successes),
+            n_simulations=book.updates * self.method.runs_an_update(self.problem, self.prior.dim),
+            n_failed=book.failed,
+            seed=self.seed,
+            timings={"first_updates": 0.0, **self.timings, "total": self._seconds},
+            plan=self.plan,
+            gradient_check=self.gradient_check,
+            signatures=[dataclasses.asdict(s) for s in self.watch.seen],
+        )
+
+
+def _loop(run: _Run, total: int, every: int, checkpoint: Callable[[bool], None]) -> Result:
+    """Updates and evaluations until the method ends, or somebody interrupts."""
+    progress, piece = run.progress, _piece(every)
+    with progress:
+        if run.update:
+            progress.advance(run.update, f"loss {run.history[-1]['loss']:.4g}")
+        try:
+            result = _ended(run)
+            while result is None:
+                checkpoint(False)
+                evaluated = run.history[-1]["update"]
+                end, updates = min(evaluated + every, total), 0
+                while run.update < end:
+                    updates = min(piece, end - run.update)
+                    loss = run.step(updates)
+                    if run.update < end:
+                        progress.advance(updates, f"loss {loss:.4g}")
+                        checkpoint(False)
+                row = run.evaluate()
+                failed = float(np.mean(run.book.failed_share(evaluated)))
+                message = f"loss {row['loss']:.4g}, KL {row['kl']:.3g}"
+                progress.advance(updates, message + (f", {failed:.0%} failed" if failed else ""))
+                recent = run.book.scalars(evaluated) | {"failed": run.book.failed_share(evaluated)}
+                for signature in run.watch(run.history, recent):
+                    progress.note(f"Watch out: {signature}.")
+                result = _ended(run)
+        except KeyboardInterrupt:
+            result = Result.INTERRUPTED
+            checkpoint(True)
+            if run.update > run.history[-1]["update"]:
+                run.evaluate()
+    return result
+
+
+def _ended(run: _Run) -> Result | None:
+    """Whether the last evaluation ends the run."""
+    if len(run.history) < 2:
+        return None
+    failed = float(np.mean(run.book.failed_share(run.history[-2]["update"])))
+    return Result.TOO_MANY_FAILURES if failed > run.method.max_failed_fraction else run.method.terminate(run.history)
+
+
+def _marks(
+    problem: Problem, prior: Prior, method: AbstractMethod, seed: int, start: Posterior | None
+) -> dict[str, str]:
+    """What a run is, to be known again."""
+    parts = {"model, data or loss": problem, "priors": prior, "method": method, "seed": seed, "start": start}
+    return {name: fingerprint(part) for name, part in parts.items()}
+
+
+def _refuse_other(marks: dict[str, str], saved: Checkpoint, checkpoints: Any) -> None:
+    for name, mark in saved.facts["marks"].items():
+        if marks.get(name) != mark:
+            raise ValueError(
+                f"{checkpoints.directory} holds checkpoints of a run with another {name}; give another directory, or "
+                "go on with what they were written with."
+            )
 
 
 def _piece(every: int) -> int:
@@ -161,49 +305,3 @@ def _row(update: int, evaluation: Evaluation) -> dict[str, Any]:
         "standard_error": float(evaluation.standard_error),
         "failed": int(evaluation.failed),
     }
-
-
-def _finish(best, result: Result, evaluation, history, records, runs: int, seed: int) -> Calibration:
-    fields = ("loss", "kl", "objective", "gradient_norm", "signal_to_noise")
-    updates = {
-        name: np.concatenate([getattr(r, name) for r in records] or [np.zeros(0)]).astype(float) for name in fields
-    }
-    prior = best.posterior.prior
-    dim = prior.dim
-    finite = np.concatenate([r.finite.ravel() for r in records] or [np.zeros(0, bool)])
-    z = np.concatenate([r.coordinates.reshape(-1, dim) for r in records] or [np.zeros((0, dim))])
-    updates["failed"] = np.concatenate([np.sum(~r.finite, axis=1) for r in records] or [np.zeros(0)])
-    failed = z[~finite][:_KEPT_FAILURES]
-    failures = jax.vmap(prior.constrain)(failed) if len(failed) else {}
-    last = history[-1]
-    reasons: dict[Result, str] = {
-        Result.CONVERGED: "No improvement on the evaluation set for as long as `patience` allows.",
-        Result.MAX_UPDATES: "All updates were made.",
-        Result.INTERRUPTED: "Interrupted; the posterior is the best so far.",
-        Result.TOO_MANY_FAILURES: (
-            f"{_failed_of(records[-1])} of the last simulations were not finite, more than `max_failed_fraction` "
-            "allows; see `failures` for where in parameter space, and narrow the prior there."
-            if records
-            else ""
-        ),
-        Result.NON_FINITE: (
-            f"The objective at update {last['update']} is not finite: no simulation of the evaluation set was."
-        ),
-    }
-    return Calibration(
-        posterior=best.posterior,
-        result=result,
-        reason=reasons[result] + (" None was better than the start." if best_evaluation(history) == 0 else ""),
-        evaluation={k: v for k, v in _row(0, evaluation).items() if k != "update"},
-        history=history,
-        updates=updates,
-        failures={k: np.asarray(v) for k, v in failures.items()},
-        n_simulations=len(updates["loss"]) * runs,
-        n_failed=int(np.sum(~finite)),
-        seed=seed,
-        timings={},
-    )
-
-
-def _failed_of(record: Any) -> str:
-    return f"{np.sum(~record.finite)} of {record.finite.size}"

@@ -26,9 +26,9 @@ class Calibration:
 
     `posterior` is the flow that did best on the fixed evaluation set; `evaluation` its objective on a fresh one.
     `history` lists the evaluations, `updates` the records of all updates (arrays by name), `failures` the parameter
-    values at which simulations were not finite. `plan` is what `AutoMode` looked at and chose, `gradient_check` the
-    ratio of the gradient to differences at the start by parameter (`None` where they were all noise), `signatures` the
-    signs of failure that were seen (`inference.Signature`).
+    values at which simulations were not finite, `successes` a sample of those at which they were. `plan` is what
+    `AutoMode` looked at and chose, `gradient_check` the ratio of the gradient to differences at the start by parameter
+    (`None` where they were all noise), `signatures` the signs of failure that were seen (`inference.Signature`).
     """
 
     posterior: Posterior
@@ -45,6 +45,7 @@ class Calibration:
     plan: dict[str, Any] | None = None
     gradient_check: dict[str, Any] | None = None
     signatures: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    successes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def prior(self) -> Prior:
@@ -90,8 +91,9 @@ class Calibration:
             save_arrays(path, self.posterior.flow)  # the prior is in the configuration
         write_text(directory / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.metrics()))
         if self.failures:
-            failures = {name: np.asarray(x).tolist() for name, x in self.failures.items()}
-            write_text(directory / "failures.json", json.dumps(failures) + "\n")
+            for kind, values in (("failures", self.failures), ("successes", self.successes)):
+                lists = {name: np.asarray(x).tolist() for name, x in values.items()}
+                write_text(directory / f"{kind}.json", json.dumps(lists) + "\n")
         write_text(directory / "manifest.json", json.dumps({**self.describe(), **(manifest or {})}, indent=2) + "\n")
         return directory
 

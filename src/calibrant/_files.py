@@ -38,6 +38,11 @@ class atomic_path:
             except OSError:
                 self._part.unlink(missing_ok=True)
                 raise
+            folder = os.open(self._target.parent, os.O_RDONLY)
+            try:  # the name, too, is to outlive a power failure
+                os.fsync(folder)
+            finally:
+                os.close(folder)
         else:
             self._part.unlink(missing_ok=True)
 
@@ -52,7 +57,7 @@ def save_arrays(path: Path, tree: Any) -> None:
     """Save the arrays of a PyTree to HDF5, by their path in it. Nothing is pickled."""
     with h5py.File(path, "w") as file:
         file.attrs["schema"] = SCHEMA
-        for name, leaf in _named_arrays(tree):
+        for name, leaf in named_arrays(tree):
             file.create_dataset(name, data=np.asarray(leaf))
 
 
@@ -65,16 +70,25 @@ def load_arrays(path: Path, like: Any) -> Any:
         with h5py.File(path, "r") as file:
             if int(file.attrs.get("schema", -1)) != SCHEMA:
                 raise ValueError(f"{path} was written by another version of calibrant; run the calibration again.")
-            stored = {name: np.asarray(file[name]) for name in file}
+            stored = {str(name): np.asarray(file[str(name)]) for name in file}
     except OSError as error:
         raise ValueError(f"{path} is no readable HDF5 file ({error}).") from error
-    wanted = _named_arrays(like)
+    return check_arrays(path, stored, like)
+
+
+def check_arrays(path: Path, stored: dict[str, np.ndarray], like: Any) -> Any:
+    """Arrays by name in the structure of `like`.
+
+    **Raises:** `ValueError` if they are others than those of `like`.
+    """
+    wanted = named_arrays(like)
     if {(n, x.shape) for n, x in wanted} != {(n, x.shape) for n, x in stored.items()}:
         raise ValueError(f"{path} holds another flow or prior than its manifest describes; it cannot be loaded.")
     leaves = iter([jax.numpy.asarray(stored[name], dtype=leaf.dtype) for name, leaf in wanted])
     return jax.tree.map(lambda x: next(leaves) if eqx.is_array(x) else x, like)
 
 
-def _named_arrays(tree: Any) -> list[tuple[str, Array]]:
+def named_arrays(tree: Any) -> list[tuple[str, Array]]:
+    """Arrays of a PyTree with their paths in it, as names in HDF5."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return [(jax.tree_util.keystr(path).replace("/", "|"), x) for path, x in leaves if eqx.is_array(x)]

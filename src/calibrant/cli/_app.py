@@ -18,7 +18,10 @@ from calibrant._config import MODELS, Config, ConfigError, build_model, bundled_
 from calibrant._files import atomic_path, write_text
 from calibrant._simulate import simulate
 from calibrant.cli._compare import compare
-from calibrant.cli._run import read_run, refuse_existing, report_again, write_run
+from calibrant.cli._run import names_run, read_run, report_again
+from calibrant.cli._signals import interrupted_by_sigterm
+from calibrant.cli._unfinished import begin, refuse_existing
+from calibrant.cli._unfinished import resume as resumed
 from calibrant.cli._world import app as world_app
 from calibrant.inference import Result
 from calibrant.worlds import MAX_PEOPLE
@@ -68,7 +71,7 @@ posterior = "masked-autoregressive"  # coupling-spline, full-rank-gaussian
 
 @app.command("calibrate")
 def calibrate_command(
-    config: Annotated[str, typer.Argument(help="a bundled configuration, or a TOML file")],
+    config: Annotated[str | None, typer.Argument(help="a bundled configuration, or a TOML file")] = None,
     out: Annotated[Path | None, typer.Option(help="run directory to write; runs/NAME by default")] = None,
     seed: Annotated[int, typer.Option(help="equal seeds give equal bits", min=0)] = 0,
     updates: Annotated[int | None, typer.Option(help="instead of max_updates of the configuration", min=1)] = None,
@@ -77,24 +80,52 @@ def calibrate_command(
     data: Annotated[Path | None, typer.Option(help="directory of the data file")] = None,
     start: Annotated[Path | None, typer.Option(help="run directory whose posterior to begin with")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing run directory")] = False,
+    resume: Annotated[Path | None, typer.Option(help="run directory of a run that was stopped: go on with it")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
 ) -> None:
-    """Fit a posterior and write a run directory with a report."""
-    settings, directory, text = _configured(config, updates=updates, size=size, scale=scale, data=data)
-    name = Path(config).stem
-    out = Path("runs") / name if out is None else out
-    refuse_existing(out, overwrite)
-    problem, prior, method = settings.build(directory)
-    begin = None
-    if start is not None:
-        begin = read_run(start)[-1].posterior
-        text += f"\n# on the command line: --start {start}\n"
+    """Fit a posterior and write a run directory with a report.
+
+    A run that is killed or interrupted goes on, to the same bits, with --resume and its run directory.
+    """
+    if resume is not None:
+        if (
+            config is not None
+            or seed
+            or overwrite
+            or any(x is not None for x in (out, updates, size, scale, data, start))
+        ):
+            raise ConfigError("--resume goes on as the run was begun; leave everything else out.")
+        run = resumed(resume)
+    elif config is None:
+        raise ConfigError("calibrate takes a bundled configuration or a TOML file, or --resume and a run directory.")
+    else:
+        settings, directory, text = _configured(config, updates=updates, size=size, scale=scale, data=data)
+        name = Path(config).stem
+        out = Path("runs") / name if out is None else out
+        refuse_existing(out, overwrite)
+        if start is not None:
+            text += f"\n# on the command line: --start {start}\n"
+        run = begin(out, name, settings, text, directory, seed=seed, start=start, overwrite=overwrite)
+    problem, prior, method = run.config.build(run.directory)
+    posterior = None
+    if run.start is not None:
+        posterior = read_run(run.start)[-1].posterior
         try:
-            method.init(problem, prior, seed, begin)
+            method.init(problem, prior, run.seed, posterior)
         except ValueError as error:
-            raise ConfigError(f"--start {start}: {error}") from error
-    result = calibrate(problem, prior, method=method, seed=seed, start=begin, progress=not quiet, throw=False)
-    report = write_run(out, name, settings, text, directory, problem, result)
+            raise ConfigError(f"--start {run.start}: {error}") from error
+    with run, interrupted_by_sigterm():
+        result = calibrate(
+            problem,
+            prior,
+            method=method,
+            seed=run.seed,
+            start=posterior,
+            progress=not quiet,
+            checkpoints=run.checkpoints,
+            throw=False,
+        )
+        report = run.finish(problem, result)
     table = Table("parameter", "median", "90% interval")
     draws = result.sample(0, 10_000)
     for label, x in draws.items():
@@ -110,6 +141,7 @@ def calibrate_command(
     )
     _out.print(f"report: {report}", soft_wrap=True)
     if result.result is Result.INTERRUPTED:
+        _out.print(f"interrupted; go on with: calibrant calibrate --resume {run.out}", soft_wrap=True)
         raise typer.Exit(130)
     if not result.result.successful:
         raise CalibrationError(result)
@@ -156,7 +188,7 @@ def gradients_command(
     """Ask, before a calibration, whether its gradients are any good, and what to change."""
     if out is not None and out.is_dir():
         raise ConfigError(f"{out} is a directory; --out is the PNG to write.")
-    if Path(config).is_dir():
+    if names_run(config):
         name, settings, _, problem, calibration = read_run(Path(config))
         posterior, prior, method = calibration.posterior, calibration.prior, settings.method.build()
     else:
@@ -233,7 +265,7 @@ def simulate_command(
         written = compare(Path(target), policy, draws=draws, seed=seed, out=out)
         _out.print(f"table and picture: {written}", soft_wrap=True)
         return
-    if Path(target).is_dir():
+    if names_run(target):
         _, _, _, problem, calibration = read_run(Path(target))
         median = {name: q[0] for name, q in calibration.quantiles((0.5,)).items()}
         model, params = problem.model, problem.with_values({k: jax.numpy.asarray(v) for k, v in median.items()})
@@ -300,6 +332,8 @@ def main() -> None:
         app(standalone_mode=True)
     except (ConfigError, ValueError, OSError) as error:
         _fail(str(error), 2)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
     except CalibrationError as error:
         _fail(str(error), 1)
 

@@ -1,10 +1,6 @@
-"""Run directories: written whole, read back."""
+"""Run directories, read back, and their reports."""
 
 import json
-import os
-import shutil
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,63 +8,17 @@ import numpy as np
 
 from calibrant._calibration import SCHEMA, Calibration
 from calibrant._config import Config, ConfigError
-from calibrant._files import load_arrays, write_text
+from calibrant._files import load_arrays
 from calibrant._problem import Problem
 from calibrant.inference import Result
 from calibrant.posteriors import Posterior
 from calibrant.report import write_report
 
 
-def refuse_existing(out: Path, overwrite: bool) -> None:
-    """Refuse, before anything runs, a directory that is in use, or that cannot be written."""
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file; choose another --out.")
-    if out.is_dir() and any(out.iterdir()):
-        if not (out / "manifest.json").is_file():
-            raise ConfigError(f"{out} exists and is no run directory; choose another --out.")
-        if not overwrite:
-            raise ConfigError(f"{out} exists; choose another --out, or pass --overwrite.")
-    nearest = next(folder for folder in out.absolute().parents if folder.exists())
-    try:  # what will be done at the end, done now
-        os.rmdir(tempfile.mkdtemp(dir=nearest, prefix=f".{out.name}.", suffix=".part"))
-    except OSError as error:
-        raise ConfigError(f"{out} cannot be written ({error.strerror} in {nearest}); choose another --out.") from error
-
-
-def write_run(
-    out: Path, name: str, config: Config, text: str, directory: Path, problem: Problem, calibration: Calibration
-) -> Path:
-    """Write a run directory beside its place, move it there once it is whole, and add the report. Returns its path."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part"))
-    try:
-        manifest = {"config": json.loads(config.model_dump_json()), "config_directory": str(directory), "name": name}
-        calibration.save(part, manifest)
-        write_text(part / "config.toml", text)
-        part.chmod(0o755)
-        old = None
-        if out.exists():
-            old = out.with_name(f".{out.name}.{time.time_ns()}.old")
-            os.replace(out, old)
-        try:
-            os.replace(part, out)
-        except OSError:
-            if old is not None:
-                os.replace(old, out)
-            raise
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    # The result is safe from here on; an interrupted report can be written again.
-    _report(out, name, config, text, directory, problem, calibration)
-    return out / "report.html"
-
-
-def _report(
+def report_of(
     folder: Path, name: str, config: Config, text: str, directory: Path, problem: Problem, calibration: Calibration
 ) -> Path:
+    """Write the report of a run into its directory."""
     about = {n: {"units": p.units, "description": p.description} for n, p in config.parameters.items()}
     truth: dict[str, float] = {}
     if config.data.synthetic is not None:
@@ -89,17 +39,27 @@ def _report(
     )
 
 
+def names_run(target: str) -> bool:
+    """Whether it is the directory of a run, whole or not."""
+    path = Path(target)
+    return path.is_dir() or (path.name != "" and path.with_name(path.name + ".unfinished").is_dir())
+
+
 def read_run(folder: Path) -> tuple[str, Config, str, Problem, Calibration]:
     """A run directory: its name, configuration, text of it, problem and calibration.
 
     **Raises:** `ConfigError`.
     """
+    if not folder.exists() and folder.with_name(folder.name + ".unfinished").exists():
+        raise ConfigError(f"{folder} is not whole; go on with `calibrant calibrate --resume {folder}`.")
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         text = (folder / "config.toml").read_text(encoding="utf-8")
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         failures = folder / "failures.json"
         failed = json.loads(failures.read_text(encoding="utf-8")) if failures.is_file() else {}
+        successes = folder / "successes.json"
+        finite = json.loads(successes.read_text(encoding="utf-8")) if successes.is_file() else {}
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder} is no run directory of calibrant ({error}).") from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
@@ -114,10 +74,12 @@ def read_run(folder: Path) -> tuple[str, Config, str, Problem, Calibration]:
     # The structure of the flow depends on the configuration alone; its arrays come from the file.
     skeleton = method.init(problem, prior, int(manifest["seed"])).posterior
     posterior = Posterior(prior, load_arrays(folder / "flow.h5", skeleton.flow))
-    return manifest["name"], config, text, problem, _calibration(manifest, rows, posterior, failed)
+    return manifest["name"], config, text, problem, _calibration(manifest, rows, posterior, failed, finite)
 
 
-def _calibration(manifest: dict[str, Any], rows: list[dict[str, Any]], posterior: Any, failed: Any) -> Calibration:
+def _calibration(
+    manifest: dict[str, Any], rows: list[dict[str, Any]], posterior: Any, failed: Any, finite: Any
+) -> Calibration:
     result = manifest["result"]
     names = ("loss", "kl", "objective", "gradient_norm", "signal_to_noise", "failed")
     evaluated = ("loss", "kl", "objective", "standard_error", "failed")
@@ -135,6 +97,7 @@ def _calibration(manifest: dict[str, Any], rows: list[dict[str, Any]], posterior
         history=history,
         updates={name: np.array([_float(row[name]) for row in rows]) for name in names},
         failures={name: np.asarray(x) for name, x in failed.items()},
+        successes={name: np.asarray(x) for name, x in finite.items()},
         n_simulations=result["simulations"],
         n_failed=result["failed_simulations"],
         seed=manifest["seed"],
@@ -154,4 +117,4 @@ def report_again(folder: Path) -> Path:
     name, config, text, problem, calibration = read_run(folder)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     directory = Path(manifest["config_directory"])
-    return _report(folder, name, config, text, directory, problem, calibration)
+    return report_of(folder, name, config, text, directory, problem, calibration)

@@ -101,6 +101,11 @@ class AbstractMethod(eqx.Module):
         del problem, prior
         return self, None
 
+    def settled(self, plan: "dict[str, Any] | None") -> "AbstractMethod":
+        """The method as a plan of an earlier process (`Plan.describe`) left it: a resumed run does not plan again."""
+        del plan
+        return self
+
     @abc.abstractmethod
     def init(self, problem: Problem, prior: Prior, seed: int, start: Posterior | None = None) -> State:
         """The state before the first update: at (or near) the prior, or at another posterior of the same kind.

@@ -34,7 +34,7 @@ from calibrant.estimators import AbstractEstimator, FiniteDifferences, Pathwise
 from calibrant.estimators.rebar import AbstractRelaxed
 from calibrant.inference._base import AbstractMethod, Evaluation, Result, State, UpdateRecord, best_evaluation
 from calibrant.inference._black_box import FlowScore
-from calibrant.inference._planner import AutoMode, Compiled, fitting, plan
+from calibrant.inference._planner import AutoMode, Compiled, fitting, plan, planned_mode
 from calibrant.posteriors import (
     AbstractPosterior,
     FullRankGaussian,
@@ -43,6 +43,7 @@ from calibrant.posteriors import (
     kl_from_prior,
     trainable,
 )
+from calibrant.posteriors._interned import interned
 
 _FLOW_NOISE, _FIT_TO_PRIOR, _ESTIMATOR = 0, 1, 2
 _EVALUATION_STREAMS = 0xFFFF0000  # far above any update number
@@ -200,11 +201,18 @@ class GVI(AbstractMethod):
         settled = dataclasses.replace(settled, evaluation_at_once=at_once)
         return settled, dataclasses.replace(found, evaluation_at_once=at_once)
 
+    def settled(self, plan):
+        if plan is None:
+            return self
+        names = ("simulations_at_once", "evaluation_at_once")
+        chosen: Any = {"mode": planned_mode(plan), **{name: plan[name] for name in names}}
+        return dataclasses.replace(self, **chosen)
+
     def init(self, problem, prior, seed, start=None):
         self.check(problem, prior)
         words = as_seed(seed)
         key = jax.random.wrap_key_data(seeds(words, (), stream=_FLOW_NOISE).reshape(2))
-        flow = self.family.build(key, prior.dim)
+        flow = interned(self.family.build(key, prior.dim))
         if start is not None:
             flow = _same_kind(start, prior, flow)
         elif not prior.is_standard:
@@ -226,7 +234,7 @@ class GVI(AbstractMethod):
         return _updates(self, problem, state, updates, jnp.asarray(updates))
 
     def evaluate(self, problem, state, stream):
-        return _evaluate(self, problem, state, stream)
+        return _evaluate(self, problem, state, jnp.asarray(stream, jnp.uint32))
 
     def terminate(self, history):
         if not history:

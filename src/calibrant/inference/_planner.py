@@ -92,10 +92,19 @@ class Plan:
 
         return {
             "chosen": self.chosen.name,
+            "mode": {"name": type(self.chosen.mode).__name__, **dataclasses.asdict(self.chosen.mode)},
+            "simulations_at_once": self.chosen.simulations_at_once,
             "budget": self.budget,
             "evaluation_at_once": self.evaluation_at_once,
             "options": [entry(o) for o in self.options],
         }
+
+
+def planned_mode(plan: dict[str, Any]) -> AbstractMode:
+    """The mode that was chosen, from what `Plan.describe` made of it."""
+    arguments = dict(plan["mode"])
+    kinds = {kind.__name__: kind for kind in (ReverseMode, CheckpointedReverseMode, HybridMode)}
+    return kinds[arguments.pop("name")](**arguments)
 
 
 #: Heads of the columns of `Plan.rows`.

@@ -43,7 +43,8 @@ class Watch:
         """Signatures not told before.
 
         **Arguments:** `history`, the evaluations so far; `recent`, records of the updates since the one before:
-        `gradient_norm`, `signal_to_noise` and `loss`, shape (updates,), and `finite`, shape (updates, simulations).
+        `gradient_norm`, `signal_to_noise`, `loss`, and `failed`, the share of simulations that were not finite, all
+        of shape (updates,).
         """
         update = int(history[-1]["update"])
         told = {s.name for s in self.seen}
@@ -89,9 +90,8 @@ def _explosion(recent: Any) -> list[tuple[str, str]]:
 
 def _divergence(recent: Any) -> list[tuple[str, str]]:
     out = []
-    finite, losses = recent["finite"], recent["loss"][np.isfinite(recent["loss"])]
-    if not np.all(finite):
-        share = 1 - np.mean(finite)
+    share, losses = np.mean(recent["failed"]), recent["loss"][np.isfinite(recent["loss"])]
+    if share > 0:
         text = (
             f"{share:.2g} of the last simulations were not finite and were left out; see `failures` for where in "
             "parameter space, and narrow the priors there"

@@ -1,0 +1,292 @@
+"""Runs that are killed, at any moment, and go on to the same bits."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+import toys
+from commands import SMALL, run
+
+import calibrant as cal
+from calibrant import _files
+from calibrant._book import Book
+from calibrant._checkpoints import fingerprint
+from calibrant.inference import UpdateRecord
+
+
+class Killed(BaseException):
+    """What stops a process and runs no handler of its own."""
+
+
+class Killer(cal.AbstractProgress):
+    """Kills a run after so many reports of progress."""
+
+    def __init__(self, after):
+        self._left, self.notes = after, []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        pass
+
+    def advance(self, updates, message):
+        self._left -= 1
+        if self._left == 0:
+            raise Killed
+
+    def note(self, what):
+        self.notes.append(what)
+
+
+def problem():
+    return cal.Problem(toys.Flips(), DATA, cal.losses.MeanSquaredError(), steps=3)
+
+
+DATA = cal.simulate(toys.Flips(), toys.Flips().default_params, seed=0, steps=3).outputs
+PRIORS = {"p": dist.Normal(0.0, 1.0), "q": dist.Normal(0.0, 1.0)}
+METHOD = cal.GVI(
+    max_updates=40, evaluate_every=20, evaluation_simulations=20, kl_samples=50, estimator=cal.estimators.REBAR()
+)
+
+
+def calibrate(checkpoints=None, progress=False, method=METHOD, **how):
+    return cal.calibrate(
+        problem(),
+        PRIORS,
+        method=method,
+        seed=3,
+        progress=progress,
+        check_gradients=False,
+        checkpoints=checkpoints,
+        **how,
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    return calibrate()
+
+
+def same(one, two):
+    for a, b in zip(*(jax.tree.leaves(eqx.filter(x.posterior, eqx.is_array)) for x in (one, two)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for name, x in one.updates.items():
+        np.testing.assert_array_equal(x, two.updates[name])
+    assert one.history == two.history
+    assert one.evaluation == two.evaluation
+    assert (one.n_simulations, one.n_failed, one.reason) == (two.n_simulations, two.n_failed, two.reason)
+
+
+def test_a_run_that_is_killed_between_updates_goes_on_to_the_same_bits(tmp_path, uninterrupted):
+    for after in (1, 3, 7, 12, 2, 5):
+        checkpoints = cal.Checkpoints(tmp_path / "c", every=0.0)
+        try:
+            with pytest.raises(Killed):
+                calibrate(checkpoints, Killer(after))
+        except pytest.fail.Exception:  # it ended before it could be killed
+            break
+        assert len(list((tmp_path / "c").glob("*.h5"))) <= 2
+    result = calibrate(cal.Checkpoints(tmp_path / "c"))
+    same(result, uninterrupted)
+
+
+@pytest.mark.parametrize("at", ["mkstemp", "fsync", "replace"])
+def test_a_run_that_is_killed_while_it_writes_goes_on_to_the_same_bits(at, tmp_path, uninterrupted, monkeypatch):
+    where = _files.tempfile if at == "mkstemp" else _files.os
+    real, calls = getattr(where, at), []
+    for number in (1, 2, 6):
+
+        def killing(*arguments, number=number, **how):
+            calls.append(1)
+            if len(calls) == number:
+                raise Killed
+            return real(*arguments, **how)
+
+        calls.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(where, at, killing)
+            with pytest.raises(Killed):
+                calibrate(cal.Checkpoints(tmp_path / "c", every=0.0))
+    same(calibrate(cal.Checkpoints(tmp_path / "c")), uninterrupted)
+    assert not list((tmp_path / "c").glob(".*.part"))  # what was half written is cleaned up
+
+
+def test_an_interrupt_leaves_a_checkpoint_of_where_it_was(tmp_path, uninterrupted):
+    class Interrupt(Killer):
+        def advance(self, updates, message):
+            try:
+                super().advance(updates, message)
+            except Killed:
+                raise KeyboardInterrupt from None
+
+    stopped = calibrate(cal.Checkpoints(tmp_path / "c", every=1e9), Interrupt(13))
+    assert stopped.result is cal.Result.INTERRUPTED
+    assert 20 < len(stopped.updates["loss"]) < 40
+    assert stopped.history[-1]["update"] == len(stopped.updates["loss"])
+    same(calibrate(cal.Checkpoints(tmp_path / "c")), uninterrupted)
+
+
+def test_a_full_disk_does_not_end_a_run(tmp_path, uninterrupted, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    told = Killer(0)
+    monkeypatch.setattr(_files.os, "replace", full)
+    same(calibrate(cal.Checkpoints(tmp_path / "c", every=0.0), told), uninterrupted)
+    assert len([note for note in told.notes if "No space left" in str(note)]) == 1
+    assert [p.name for p in (tmp_path / "c").iterdir()] == [".lock"]
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, uninterrupted):
+    with pytest.raises(Killed):
+        calibrate(cal.Checkpoints(tmp_path / "c", every=0.0), Killer(9))
+    newest = max((tmp_path / "c").glob("*.h5"))
+    raw = bytearray(newest.read_bytes())
+    middle = raw.find(b"history")
+    raw[middle] ^= 1  # one bit
+    newest.write_bytes(raw)
+    same(calibrate(cal.Checkpoints(tmp_path / "c")), uninterrupted)
+    for path in (tmp_path / "c").glob("*.h5"):
+        path.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"No checkpoint in .* can be read"):
+        calibrate(cal.Checkpoints(tmp_path / "c"))
+
+
+def test_checkpoints_of_another_run_are_refused(tmp_path):
+    with pytest.raises(Killed):
+        calibrate(cal.Checkpoints(tmp_path / "c", every=0.0), Killer(2))
+    with pytest.raises(ValueError, match="a run with another method"):
+        calibrate(cal.Checkpoints(tmp_path / "c"), method=dataclasses.replace(METHOD, weight=2.0))
+    with pytest.raises(ValueError, match="a run with another seed"):
+        cal.calibrate(
+            problem(), PRIORS, method=METHOD, seed=4, checkpoints=cal.Checkpoints(tmp_path / "c"), progress=False
+        )
+    other = cal.Problem(toys.Flips(), DATA + 1, cal.losses.MeanSquaredError(), steps=3)
+    with pytest.raises(ValueError, match="another model, data or loss"):
+        cal.calibrate(other, PRIORS, method=METHOD, seed=3, checkpoints=cal.Checkpoints(tmp_path / "c"), progress=False)
+
+
+def test_one_process_at_a_time(tmp_path):
+    with cal.Checkpoints(tmp_path / "c"), pytest.raises(ValueError, match="Another process is running"):
+        calibrate(cal.Checkpoints(tmp_path / "c"))
+
+
+def test_fingerprints_tell_runs_apart_and_know_them_again():
+    assert fingerprint(METHOD) == fingerprint(eqx.tree_at(lambda m: m.weight, METHOD, 1.0))
+    assert fingerprint(METHOD) != fingerprint(eqx.tree_at(lambda m: m.weight, METHOD, 1.5))
+    assert fingerprint(problem()) == fingerprint(problem())
+    assert fingerprint(jnp.zeros(3)) != fingerprint(jnp.zeros((3, 1)))
+
+
+def test_the_book_keeps_counts_and_a_bounded_sample():
+    book, rng = Book(3000, 2), np.random.default_rng(0)
+    finite, z = rng.random((3000, 4)) < 0.7, rng.normal(size=(3000, 4, 2))
+    scalars = [jnp.asarray(rng.normal(size=3000)) for _ in range(5)]
+    for rows in (slice(0, 7), slice(7, 1000), slice(1000, 3000)):
+        book.add(UpdateRecord(*(x[rows] for x in scalars), jnp.asarray(z[rows]), jnp.asarray(finite[rows])))
+    assert (book.updates, book.seen, book.failed) == (3000, 12_000, np.sum(~finite))
+    np.testing.assert_array_equal(book.scalars(2990)["failed"], np.sum(~finite[2990:], axis=1))
+    np.testing.assert_allclose(book.failures, z[~finite], rtol=1e-6)
+    assert 1000 < len(book.successes) <= 4096
+    again = Book(3000, 2)
+    again.restore(book.arrays())
+    for name, x in book.arrays().items():
+        np.testing.assert_array_equal(x, again.arrays()[name])
+
+
+CONFIG = SMALL.format(data="synthetic = { seed = 1 }").replace("max_updates = 20", "max_updates = 60")
+
+
+def test_the_command_resumes_a_killed_process(here, monkeypatch, capsys):
+    """A real process, and a real SIGKILL; then an interrupt, and an end."""
+    (here / "c.toml").write_text(CONFIG)
+    code, _, _ = run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet", "--out", "whole")
+    assert code == 0
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from calibrant.cli import main; main()",
+            "calibrate",
+            "c.toml",
+            "--quiet",
+            "--out",
+            "r",
+        ],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    while process.poll() is None and not list(here.glob("r.unfinished/checkpoints/*.h5")):
+        time.sleep(0.02)
+    code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet", "--out", "r")
+    assert code == 2
+    assert "Another process is running" in err
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet", "--out", "r")
+    assert code == 2
+    assert "--resume r" in err
+    for target in ("simulate", "report"):
+        assert "--resume r" in run(monkeypatch, capsys, target, "r")[2]
+
+    interrupted = []
+
+    def interrupt(self, problem, state, updates, real=cal.GVI.step):
+        if int(state.update) >= 30 and not interrupted:
+            interrupted.append(1)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, problem, state, updates)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cal.GVI, "step", interrupt)
+        code, out, _ = run(monkeypatch, capsys, "calibrate", "--resume", "r", "--quiet")
+    assert code == 130
+    assert "calibrant calibrate --resume r" in out
+    assert (here / "r/report.html").is_file()
+    assert json.loads((here / "r/manifest.json").read_text())["result"]["code"] == "interrupted"
+
+    code, out, err = run(monkeypatch, capsys, "calibrate", "--resume", "r", "--quiet")
+    assert (code, err) == (0, "")
+    assert not (here / "r.unfinished").exists()
+    names = {p.name for p in (here / "r").iterdir()}
+    assert names == {p.name for p in (here / "whole").iterdir()}
+    for name in ("flow.h5", "metrics.jsonl"):
+        assert (here / "r" / name).read_bytes() == (here / "whole" / name).read_bytes()
+    code, _, err = run(monkeypatch, capsys, "calibrate", "--resume", "r")
+    assert code == 2
+    assert "nothing to go on with" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--resume", "nowhere"), "holds no run that was stopped"),
+        (("c.toml", "--resume", "r"), "leave everything else out"),
+        (("--resume", "r", "--seed", "1"), "leave everything else out"),
+        ((), "or --resume and a run directory"),
+        (("--resume", "odd"), "holds no run that had begun"),
+    ],
+)
+def test_resuming_what_is_not_there(arguments, message, here, monkeypatch, capsys):
+    (here / "odd.unfinished").mkdir()
+    code, _, err = run(monkeypatch, capsys, "calibrate", *arguments)
+    assert code == 2
+    assert message in " ".join(err.split())
+
+
+def test_a_mistake_leaves_nothing_behind(here, monkeypatch, capsys):
+    (here / "c.toml").write_text(CONFIG + 'mode = "auto"\nmemory = 1e-9\n')
+    code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet", "--out", "r")
+    assert code == 2
+    assert "GiB are allowed" in err
+    assert [p.name for p in here.iterdir()] == ["c.toml"]
