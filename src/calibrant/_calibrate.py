@@ -224,6 +224,7 @@ class _Run:
             successes=named(book.successes),
             n_simulations=book.updates * self.method.runs_an_update(self.problem, self.prior.dim),
             n_failed=book.failed,
+            n_values=book.seen,
             seed=self.seed,
             timings={"first_updates": 0.0, **self.timings, "total": self._seconds},
             plan=self.plan,
@@ -271,7 +272,7 @@ def _ended(run: _Run) -> Result | None:
     if len(run.history) < 2:
         return None
     failed = float(np.mean(run.book.failed_share(run.history[-2]["update"])))
-    return Result.TOO_MANY_FAILURES if failed > run.method.max_failed_fraction else run.method.terminate(run.history)
+    return Result.TOO_MANY_FAILURES if failed > run.method.allowed_failures else run.method.terminate(run.history)
 
 
 def _marks(
@@ -304,4 +305,5 @@ def _row(update: int, evaluation: Evaluation) -> dict[str, Any]:
         "objective": float(evaluation.objective),
         "standard_error": float(evaluation.standard_error),
         "failed": int(evaluation.failed),
+        "left_out": int(evaluation.failed if evaluation.left_out is None else evaluation.left_out),
     }

@@ -25,10 +25,11 @@ class Calibration:
     """The outcome of `calibrate`.
 
     `posterior` is the flow that did best on the fixed evaluation set; `evaluation` its objective on a fresh one.
-    `history` lists the evaluations, `updates` the records of all updates (arrays by name), `failures` the parameter
-    values at which simulations were not finite, `successes` a sample of those at which they were. `plan` is what
-    `AutoMode` looked at and chose, `gradient_check` the ratio of the gradient to differences at the start by parameter
-    (`None` where they were all noise), `signatures` the signs of failure that were seen (`inference.Signature`).
+    `history` lists the evaluations, `updates` the records of all updates (arrays by name). Of `n_values` parameter
+    values that were simulated, `n_failed` gave something that is not finite: `failures` holds them, `successes` a
+    sample of the others. `plan` is what `AutoMode` looked at and chose, `gradient_check` the ratio of the gradient to
+    differences at the start by parameter (`None` where they were all noise), `signatures` the signs of failure that
+    were seen (`inference.Signature`).
     """
 
     posterior: Posterior
@@ -46,6 +47,7 @@ class Calibration:
     gradient_check: dict[str, Any] | None = None
     signatures: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     successes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    n_values: int = 0
 
     @property
     def prior(self) -> Prior:
@@ -121,6 +123,7 @@ class Calibration:
                 "updates": len(self.updates["loss"]),
                 "simulations": self.n_simulations,
                 "failed_simulations": self.n_failed,
+                "values": self.n_values,
             },
             "posterior": {
                 name: {"q05": q[0].tolist(), "median": q[1].tolist(), "q95": q[2].tolist()}

@@ -12,7 +12,7 @@ from calibrant._config._error import ConfigError
 from calibrant._config._schema import Strict
 from calibrant._horizon import AbstractHorizon, BlockHorizon, FullHorizon, GeometricHorizon, SlidingHorizon
 from calibrant._sampling import GumbelSoftmax
-from calibrant.inference import GVI, AutoMode, FlowScore
+from calibrant.inference import GVI, AutoMode, FlowScore, LearnProbability, Penalise
 
 _PASSED_ON = (
     "weight",
@@ -43,7 +43,8 @@ class MethodConfig(Strict):
     evaluate_every: PositiveInt = 100
     evaluation_simulations: PositiveInt = 100
     patience: PositiveInt | None = None
-    max_failed_fraction: float = Field(default=0.5, ge=0, le=1)
+    max_failed_fraction: float | None = Field(default=None, ge=0, le=1)
+    failures: Literal["leave-out", "learn"] | dict[Literal["penalty"], float] = "leave-out"
     simulations_at_once: PositiveInt | None = None
     estimator: Literal[
         "straight-through",
@@ -77,6 +78,13 @@ class MethodConfig(Strict):
         if value != "full":
             raise ValueError('give "full", { sliding = 3 }, { block = 10 } or { geometric = 0.9 }')
         return value
+
+    @field_validator("failures", mode="before")
+    @classmethod
+    def _one_way(cls, value: Any) -> Any:
+        if value in ("leave-out", "learn") or (isinstance(value, dict) and set(value) == {"penalty"}):
+            return value
+        raise ValueError('give "leave-out", "learn" or { penalty = 100.0 }, a loss')
 
     @model_validator(mode="after")
     def _arguments_are_used(self):
@@ -126,7 +134,11 @@ class MethodConfig(Strict):
             "coupling-spline": posteriors.CouplingSplineFlow(),
             "full-rank-gaussian": posteriors.FullRankGaussian(self.initial_scale),
         }[self.posterior]
-        arguments = {name: getattr(self, name) for name in _PASSED_ON}
+        arguments: Any = {name: getattr(self, name) for name in _PASSED_ON}
+        if isinstance(self.failures, dict):
+            arguments["failures"] = Penalise(self.failures["penalty"])
+        elif self.failures == "learn":
+            arguments["failures"] = LearnProbability()
         return GVI(estimator=estimator, mode=mode, horizon=self._horizon(), family=family, **arguments)
 
     def _temperature(self, default: float) -> Any:

@@ -82,10 +82,10 @@ def _calibration(
 ) -> Calibration:
     result = manifest["result"]
     names = ("loss", "kl", "objective", "gradient_norm", "signal_to_noise", "failed")
-    evaluated = ("loss", "kl", "objective", "standard_error", "failed")
+    evaluated = ("loss", "kl", "objective", "standard_error", "failed", "left_out")
     prefix = "evaluation_"
     history = [
-        {"update": row["update"], **{k: _float(row[prefix + k]) for k in evaluated}}
+        {"update": row["update"], **{k: _float(row.get(prefix + k, row[prefix + "failed"])) for k in evaluated}}
         for row in rows
         if prefix + "objective" in row
     ]
@@ -93,13 +93,14 @@ def _calibration(
         posterior=posterior,
         result=Result(result["code"]),
         reason=result["reason"],
-        evaluation={k: _float(result[k]) for k in evaluated},
+        evaluation={k: _float(result.get(k, result["failed"])) for k in evaluated},
         history=history,
         updates={name: np.array([_float(row[name]) for row in rows]) for name in names},
         failures={name: np.asarray(x) for name, x in failed.items()},
         successes={name: np.asarray(x) for name, x in finite.items()},
         n_simulations=result["simulations"],
         n_failed=result["failed_simulations"],
+        n_values=result.get("values", 0),
         seed=manifest["seed"],
         timings=manifest["timings"],
         plan=manifest.get("plan"),

@@ -60,6 +60,8 @@ class State(eqx.Module):
     estimator_optimiser: PyTree[Array]
     update: Int[Array, ""]
     seed: UInt32[Array, "2"]
+    #: What simulations that are not finite count as, with what of it is learnt.
+    failures: PyTree = None
 
 
 class Evaluation(eqx.Module):
@@ -69,16 +71,18 @@ class Evaluation(eqx.Module):
     kl: Float[Array, ""]
     objective: Float[Array, ""]
     standard_error: Float[Array, ""]
+    #: Simulations that were not finite, and those of them that count for nothing; by default all.
     failed: Int[Array, ""]
+    left_out: Int[Array, ""] | None = None
 
 
 def best_evaluation(history: list[dict[str, Any]]) -> int | None:
-    """Index of the best evaluation: fewest failed simulations first, so that a flow does not win by those it loses.
+    """Index of the best evaluation: fewest simulations left out first, so that a flow does not win by those it loses.
 
     `None` if the objective was never finite.
     """
     finite = [i for i, row in enumerate(history) if math.isfinite(row["objective"])]
-    return min(finite, key=lambda i: (history[i]["failed"], history[i]["objective"]), default=None)
+    return min(finite, key=lambda i: (history[i]["left_out"], history[i]["objective"]), default=None)
 
 
 class AbstractMethod(eqx.Module):
@@ -87,6 +91,11 @@ class AbstractMethod(eqx.Module):
     max_updates: AbstractVar[int]
     evaluate_every: AbstractVar[int]
     max_failed_fraction: AbstractVar[float]
+
+    @property
+    def allowed_failures(self) -> float:
+        """The fraction of simulations that may fail between two evaluations."""
+        return self.max_failed_fraction
 
     @abc.abstractmethod
     def runs_an_update(self, problem: Problem, dim: int) -> int:

@@ -34,6 +34,7 @@ from calibrant.estimators import AbstractEstimator, FiniteDifferences, Pathwise
 from calibrant.estimators.rebar import AbstractRelaxed
 from calibrant.inference._base import AbstractMethod, Evaluation, Result, State, UpdateRecord, best_evaluation
 from calibrant.inference._black_box import FlowScore
+from calibrant.inference._failures import AbstractFailures, LeaveOut
 from calibrant.inference._planner import AutoMode, Compiled, fitting, plan, planned_mode
 from calibrant.posteriors import (
     AbstractPosterior,
@@ -45,7 +46,7 @@ from calibrant.posteriors import (
 )
 from calibrant.posteriors._interned import interned
 
-_FLOW_NOISE, _FIT_TO_PRIOR, _ESTIMATOR = 0, 1, 2
+_FLOW_NOISE, _FIT_TO_PRIOR, _ESTIMATOR, _FAILURES = 0, 1, 2, 3
 _EVALUATION_STREAMS = 0xFFFF0000  # far above any update number
 
 
@@ -77,7 +78,9 @@ class GVI(AbstractMethod):
     - `evaluate_every`, `evaluation_simulations`: every so many updates the objective is evaluated on a fixed set of
       draws; the flow that does best on it is kept.
     - `patience`: stop after so many evaluations without improvement; `None` never.
-    - `max_failed_fraction`: of simulations in the last `evaluate_every` updates; more is an error.
+    - `failures`: what simulations that are not finite count as: `LeaveOut()`, `Penalise(loss)`, `LearnProbability()`.
+    - `max_failed_fraction`: of simulations in the last `evaluate_every` updates; more is an error. By default one half
+      where they are left out, and 1 otherwise.
     - `family`: of the posterior.
     """
 
@@ -97,8 +100,9 @@ class GVI(AbstractMethod):
     evaluate_every: int = eqx.field(default=100, static=True)
     evaluation_simulations: int = eqx.field(default=100, static=True)
     patience: int | None = eqx.field(default=None, static=True)
-    max_failed_fraction: float = eqx.field(default=0.5, static=True)
+    max_failed_fraction: float | None = eqx.field(default=None, static=True)
     family: AbstractPosterior = eqx.field(default_factory=MaskedAutoregressiveFlow)
+    failures: AbstractFailures = eqx.field(default_factory=LeaveOut)
 
     def __check_init__(self):
         for name in ("simulations", "replicates", "max_updates", "evaluate_every", "evaluation_simulations"):
@@ -118,7 +122,7 @@ class GVI(AbstractMethod):
             )
         if isinstance(self.weight, (int, float)) and not self.weight >= 0:
             raise ValueError(f"GVI needs a weight >= 0, got {self.weight}.")
-        if not 0 <= self.max_failed_fraction <= 1:
+        if self.max_failed_fraction is not None and not 0 <= self.max_failed_fraction <= 1:
             raise ValueError(f"`max_failed_fraction` is from 0 to 1, got {self.max_failed_fraction}.")
 
     def _optimiser(self) -> optax.GradientTransformation:
@@ -126,6 +130,10 @@ class GVI(AbstractMethod):
         if self.final_learning_rate is not None:
             rate = optax.cosine_decay_schedule(rate, self.max_updates, self.final_learning_rate / rate)
         return default_optimiser(rate) if self.optimiser is None else self.optimiser
+
+    @property
+    def allowed_failures(self):
+        return self.failures.max_fraction if self.max_failed_fraction is None else self.max_failed_fraction
 
     def runs_an_update(self, problem, dim):
         each = self.estimator.runs(problem, dim) if isinstance(self.estimator, AbstractEstimator) else 1
@@ -224,7 +232,8 @@ class GVI(AbstractMethod):
             estimator = estimator.prepare(problem, jax.random.fold_in(key, _ESTIMATOR))
         if isinstance(estimator, AbstractRelaxed):
             its_optimiser = estimator.init_training()
-        state = State(posterior, optimiser, estimator, its_optimiser, jnp.zeros((), jnp.int32), words)
+        failures = self.failures.init(jax.random.fold_in(key, _FAILURES), prior.dim)
+        state = State(posterior, optimiser, estimator, its_optimiser, jnp.zeros((), jnp.int32), words, failures)
         # Explicit dtypes: a weakly typed number would change its type in the first update, and compile the second anew.
         return jax.tree.map(lambda x: jnp.array(x, dtype=jnp.result_type(x)) if eqx.is_array(x) else x, state)
 
@@ -286,21 +295,15 @@ def _update(method: GVI, problem: Problem, state: State) -> tuple[State, UpdateR
     values_of = jax.vmap(prior.constrain)
 
     # The simulator's part: losses, and their gradients in the coordinates.
-    estimator, its_optimiser = state.estimator, state.estimator_optimiser
+    estimator, its_optimiser, failures = state.estimator, state.estimator_optimiser, state.failures
     if isinstance(estimator, FlowScore):
         out = _expect(method, problem, values_of(z[:n]), simulation_seeds, Pathwise())
-        finite = out.finite
-        losses, weights = _masked(out.losses, finite)
-        others = (jnp.sum(losses) - losses) / jnp.maximum(jnp.sum(finite) - 1, 1)
-        advantage = weights * jnp.where(finite, losses - others, 0)
-
-        def scores(moving):
-            flow = eqx.combine(moving, fixed)
-            each = jax.vmap(flow.log_prob)(jax.lax.stop_gradient(z[:n]))
-            return jnp.sum(jnp.where(advantage == 0, 0, advantage * each))
-
-        from_losses = jax.grad(scores)(moving)
-        g = jnp.zeros_like(z[:n])
+        finite, g = out.finite, jnp.zeros_like(z[:n])
+        accounted = failures.account(z[:n], out.losses, finite)
+        losses, counted = accounted.losses, accounted.weights > 0
+        total = jnp.sum(jnp.where(counted, losses, 0))
+        others = (total - losses) / jnp.maximum(jnp.sum(counted) - 1, 1)
+        scores = accounted.weights * jnp.where(counted, losses - others, 0)
     else:
         at_z = (method, problem, values_of, z[:n], simulation_seeds)
         if isinstance(estimator, AbstractRelaxed):
@@ -310,16 +313,22 @@ def _update(method: GVI, problem: Problem, state: State) -> tuple[State, UpdateR
         else:
             losses, finite, g = _losses_and_gradients(estimator.at(state.update), *at_z)
         finite &= jnp.all(jnp.isfinite(g), axis=1)
-        losses, weights = _masked(losses, finite)
+        accounted = failures.account(z[:n], losses, finite)
         g = jnp.where(finite[:, None], g, 0)
-        from_losses = None
+        scores = accounted.scores
 
     # The flow's part: the gradient of w KL, and the simulator's gradients, pulled back together.
     kl, (kl_z, kl_log_q) = jax.value_and_grad(kl_from_prior, argnums=(0, 1))(z, log_q, prior)
-    cotangent = (w * kl_z).at[:n].add(weights[:, None] * g)
+    cotangent = (w * kl_z).at[:n].add(accounted.weights[:, None] * g + accounted.slopes / n)
     (gradient,) = pull_back((cotangent, w * kl_log_q))
-    if from_losses is not None:
-        gradient = jax.tree.map(jnp.add, gradient, from_losses)
+    if scores is not None:
+
+        def scored(moving):
+            flow = eqx.combine(moving, fixed)
+            each = jax.vmap(flow.log_prob)(jax.lax.stop_gradient(z[:n]))
+            return jnp.sum(jnp.where(scores == 0, 0, scores * each))
+
+        gradient = jax.tree.map(jnp.add, gradient, jax.grad(scored)(moving))
 
     norm = optax.tree.norm(gradient)
     usable = jnp.isfinite(norm) & jnp.any(finite)
@@ -329,19 +338,23 @@ def _update(method: GVI, problem: Problem, state: State) -> tuple[State, UpdateR
     def chosen(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda a, b: jnp.where(usable, a, b) if eqx.is_array(a) else a, new, old)
 
-    loss = jnp.where(jnp.any(finite), jnp.sum(weights * losses), jnp.nan)
+    loss = accounted.loss
     record = UpdateRecord(
         loss=loss,
         kl=kl,
         objective=loss + w * kl,
         gradient_norm=norm,
-        signal_to_noise=_signal_to_noise(g, finite) if from_losses is None else jnp.full((), jnp.nan, z.dtype),
+        signal_to_noise=jnp.full((), jnp.nan, z.dtype)
+        if isinstance(estimator, FlowScore)
+        else _signal_to_noise(g, finite),
         coordinates=z[:n],
         finite=finite,
     )
     flow = eqx.combine(chosen(moved, moving), fixed)
     optimiser = chosen(optimiser, state.optimiser)
-    new = State(Posterior(prior, flow), optimiser, estimator, its_optimiser, state.update + 1, state.seed)
+    failures = failures.told(jax.random.fold_in(flow_key, _FAILURES), jax.lax.stop_gradient(z[:n]), finite)
+    posterior = Posterior(prior, flow)
+    new = State(posterior, optimiser, estimator, its_optimiser, state.update + 1, state.seed, failures)
     return new, record
 
 
@@ -392,12 +405,6 @@ def _losses_of_evaluation(method: GVI, problem: Problem, prior: Prior, z: Array,
     return _expect(method, problem, jax.vmap(prior.constrain)(z), simulation_seeds, Pathwise())
 
 
-def _masked(losses: Float[Array, " n"], finite) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """Losses with those that failed set to 0, and weights that average the others."""
-    count = jnp.maximum(jnp.sum(finite), 1).astype(losses.dtype)
-    return jnp.where(finite, losses, 0), finite.astype(losses.dtype) / count
-
-
 def _signal_to_noise(g: Float[Array, "n dim"], finite) -> Float[Array, ""]:
     """NaN with fewer than two gradients, and for methods that have none."""
     enough = jnp.sum(finite) >= 2
@@ -417,13 +424,16 @@ def _evaluate(method: GVI, problem: Problem, state: State, stream: Array | int) 
     z, log_q = state.posterior.sample_coordinates(_keys(state, stream), max(n, method.kl_samples))
     simulation_seeds = seeds(seeds(state.seed, 1, stream=stream)[0], (n, method.replicates), stream=1)
     out = _losses_of_evaluation(method, problem, prior, z[:n], simulation_seeds)
-    losses, weights = _masked(out.losses, out.finite)
-    loss = jnp.where(jnp.any(out.finite), jnp.sum(weights * losses), jnp.nan)
+    accounted = state.failures.account(z[:n], out.losses, out.finite)
     kl = kl_from_prior(z, log_q, prior)
-    count = jnp.maximum(jnp.sum(out.finite), 2).astype(losses.dtype)
-    deviation = jnp.where(out.finite, losses - loss, 0)
-    error = jnp.sqrt(jnp.sum(deviation**2) / (count * (count - 1)))
-    return Evaluation(loss, kl, loss + method.weight * kl, error, jnp.sum(~out.finite))
+    return Evaluation(
+        loss=accounted.loss,
+        kl=kl,
+        objective=accounted.loss + method.weight * kl,
+        standard_error=accounted.standard_error,
+        failed=jnp.sum(~out.finite),
+        left_out=accounted.left_out,
+    )
 
 
 def _same_kind(start: Posterior, prior: Prior, flow):

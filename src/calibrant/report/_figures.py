@@ -8,6 +8,7 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
 from calibrant._calibration import Calibration
+from calibrant.report._failures import failure_maps
 
 BLUE, GREY, INK, RED = "#2563a8", "#9aa3ad", "#22272e", "#c2410c"
 
@@ -140,17 +141,15 @@ def history_figure(calibration: Calibration) -> Figure:
 
 
 def failures_figure(calibration: Calibration) -> Figure:
-    """Where in parameter space simulations were not finite, over the prior."""
-    prior = calibration.prior.sample(_key(), 4000)
-    names = list(calibration.failures)
-    figure, axes = _grid(len(names))
-    for axis, name in zip(axes, names, strict=True):
-        before = np.asarray(prior[name]).reshape(4000, -1)[:, 0]
-        bins = np.linspace(float(np.quantile(before, 0.005)), float(np.quantile(before, 0.985)), 40)
-        axis.hist(before, bins, density=True, color=GREY, alpha=0.45, label="prior")
-        failed = calibration.failures[name].reshape(len(calibration.failures[name]), -1)[:, 0]
-        axis.hist(failed, bins, density=True, color=RED, alpha=0.6, label="failed")
-        axis.set_title(name, fontsize=9)
-        axis.set_yticks([])
+    """The share of simulations that were not finite, along each parameter, one panel a scalar parameter."""
+    maps = failure_maps(calibration, bins=12)
+    figure, axes = _grid(len(maps))
+    overall = calibration.n_failed / max(calibration.n_values, 1)
+    for axis, m in zip(axes, maps, strict=True):
+        axis.stairs(100 * m.share, m.edges, fill=True, color=RED, alpha=0.6)
+        axis.axhline(100 * overall, color=INK, lw=1, ls="--", label=f"of all, {overall:.1%}")
+        axis.set_ylim(0, max(2.0, 115 * float(np.max(m.share))))
+        axis.set_title(m.name, fontsize=9)
+        axis.set_ylabel("% not finite", fontsize=8)
     axes[0].legend(fontsize=7.5, frameon=False)
     return figure

@@ -17,6 +17,7 @@ from calibrant.diagnostics._start import check_rows
 from calibrant.inference import Signature
 from calibrant.inference._planner import PLAN_COLUMNS, plan_rows
 from calibrant.losses import MarginalLikelihood, Streams
+from calibrant.report._failures import failure_maps, failure_rows
 from calibrant.report._figures import failures_figure, history_figure, posterior_figure, predictive_figure
 from calibrant.report._predictive import predictive
 
@@ -108,7 +109,10 @@ def write_report(
         figure = predictive_figure(ahead, forecast.data, forecast.model.dates, fitted=problem.steps, unfitted=unfitted)
         figures.insert(1, ("Does it forecast?", text, _png(figure)))
     if calibration.failures:
-        text = f"{calibration.n_failed} simulations were not finite and were masked. This is where they were."
+        text = (
+            f"Of {calibration.n_values} parameter values that were simulated, {calibration.n_failed} gave something "
+            "that is not finite. Each bar stands for a twelfth of all; the method's `failures` says what they count as."
+        )
         figures.append(("What failed?", text, _png(failures_figure(calibration))))
     evaluation = calibration.evaluation
     summary = {
@@ -134,6 +138,7 @@ def write_report(
         checked=check_rows(calibration.gradient_check or {}),
         plan={} if calibration.plan is None else {"columns": PLAN_COLUMNS, "rows": plan_rows(calibration.plan)},
         figures=figures,
+        failing=failure_rows(failure_maps(calibration)),
         config=config,
         versions=_versions(),
     )
