@@ -85,7 +85,8 @@ def calibrate(
     before_updates = time.perf_counter() - started
     state = method.init(problem, prior, seed, start)
     best, history, records = state, [_row(0, method.evaluate(problem, state, _FIXED))], []
-    result, compiled, piece = None, 0.0, _piece(every)
+    compiled, piece = 0.0, _piece(every)
+    result = None if np.isfinite(history[0]["objective"]) else Result.NON_FINITE  # nothing to learn from
 
     def evaluated() -> dict[str, Any]:
         nonlocal best
@@ -123,7 +124,7 @@ def calibrate(
                 evaluated()
     evaluation = method.evaluate(problem, best, _FRESH)
     runs = method.runs_an_update(problem, prior.dim)
-    calibration = _finish(best, result, evaluation, history, records, runs, seed)
+    calibration = _finish(best, result, evaluation, history, records, runs, seed, problem.model.why_failed)
     seconds = time.perf_counter() - started
     calibration.timings.update(total=seconds, first_updates=compiled)
     if plan is not None:
@@ -163,7 +164,9 @@ def _row(update: int, evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _finish(best, result: Result, evaluation, history, records, runs: int, seed: int) -> Calibration:
+def _finish(
+    best, result: Result, evaluation, history, records, runs: int, seed: int, why_failed: str
+) -> Calibration:
     fields = ("loss", "kl", "objective", "gradient_norm", "signal_to_noise")
     updates = {
         name: np.concatenate([getattr(r, name) for r in records] or [np.zeros(0)]).astype(float) for name in fields
@@ -190,10 +193,13 @@ def _finish(best, result: Result, evaluation, history, records, runs: int, seed:
             f"The objective at update {last['update']} is not finite: no simulation of the evaluation set was."
         ),
     }
+    after = " None was better than the start." if best_evaluation(history) == 0 else ""
+    if why_failed:
+        after += f" {why_failed}"
     return Calibration(
         posterior=best.posterior,
         result=result,
-        reason=reasons[result] + (" None was better than the start." if best_evaluation(history) == 0 else ""),
+        reason=reasons[result] + after,
         evaluation={k: v for k, v in _row(0, evaluation).items() if k != "update"},
         history=history,
         updates=updates,
