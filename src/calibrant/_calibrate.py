@@ -164,9 +164,7 @@ def _row(update: int, evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _finish(
-    best, result: Result, evaluation, history, records, runs: int, seed: int, why_failed: str
-) -> Calibration:
+def _finish(best, result: Result, evaluation, history, records, runs: int, seed: int, why_failed: str) -> Calibration:
     fields = ("loss", "kl", "objective", "gradient_norm", "signal_to_noise")
     updates = {
         name: np.concatenate([getattr(r, name) for r in records] or [np.zeros(0)]).astype(float) for name in fields

@@ -1,5 +1,6 @@
 """Other simulators: a command, or a Python function."""
 
+import abc
 import datetime as dt
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ class _Parameter(Strict):
     description: str = ""
 
 
-class _Options(Strict):
+class _Options(Strict, abc.ABC):
     """Options of both: `parameters` and `outputs` of the simulator, and how its runs are made; see `BlackBox`.
 
     `start`: the date of the first output, where outputs are daily.
@@ -34,8 +35,9 @@ class _Options(Strict):
     keep_errors_in: str | None = None
     start: dt.date | None = None
 
+    @abc.abstractmethod
     def simulator(self, directory: Path) -> AbstractSimulator:
-        raise NotImplementedError
+        """What makes a run."""
 
     def build(self, directory: Path) -> BlackBox:
         """The model; relative paths are taken from `directory`."""

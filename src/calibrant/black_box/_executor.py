@@ -2,24 +2,21 @@
 
 import abc
 import collections
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
-import cloudpickle
 import joblib
-
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from joblib.parallel import get_active_backend
 
-from calibrant.black_box import _command, _function, _tables, _worker
-from calibrant.black_box._worker import Outcome
-
-for _module in (_command, _function, _tables, _worker):
-    cloudpickle.register_pickle_by_value(_module)
+from calibrant_worker import Outcome, numbered
 
 Call = Callable[[], Outcome]
-_DIED: Outcome = (None, "the worker process ended: a crash, a lack of memory, or compiled code that ran out of time", "")
+_DIED: Outcome = (
+    None,
+    "the worker process ended: a crash, a lack of memory, or compiled code that ran out of time",
+    "",
+)
 
 
 class AbstractExecutor(abc.ABC):
@@ -30,9 +27,7 @@ class AbstractExecutor(abc.ABC):
         """Refuse, with a `ValueError`, runs that cannot be made here; see `run`."""
 
     @abc.abstractmethod
-    def run(
-        self, calls: Sequence[Call], prefers: Literal["processes", "threads"], must_end: bool
-    ) -> list[Outcome]:
+    def run(self, calls: Sequence[Call], prefers: Literal["processes", "threads"], must_end: bool) -> list[Outcome]:
         """What each call returns, in order, whatever the order in which they were made.
 
         **Arguments:** `calls`, picklable functions without arguments; `prefers`, where they had best be made;
@@ -85,13 +80,13 @@ class Joblib(AbstractExecutor):
     ) -> dict[int, Outcome]:
         backend, jobs, pre_dispatch = self._backends[prefers], self._jobs, "2 * n_jobs"
         if must_end and backend.effective_n_jobs(jobs) == 1:
-            jobs, pre_dispatch = 2, 1  # joblib takes 1 for this process: two, of which one has work
+            jobs, pre_dispatch = 2, "1"  # joblib takes 1 for this process: two, of which one has work
         many = getattr(backend, "supports_return_generator", False)
 
         def each() -> Iterator[Any]:
             while waiting:
                 started.append(waiting.popleft())
-                yield joblib.delayed(_numbered)(started[-1], calls[started[-1]])
+                yield joblib.delayed(numbered)(started[-1], calls[started[-1]])
 
         out: dict[int, Outcome] = {}
         try:
@@ -106,7 +101,8 @@ class Joblib(AbstractExecutor):
         except TerminatedWorkerError:
             raise _Broken(out) from None
         except Exception as error:  # what cannot be pickled, a cluster that went away
-            why = " ".join(f"{type(error).__name__}: {error}".split())
+            cause = error.__cause__ or error  # joblib wraps what pickle says
+            why = " ".join(f"{type(cause).__name__}: {cause}".strip('\n"').split('"""')[-1].split())
             failed: Outcome = (None, f"it could not be given to a worker ({why})", "")
             unmade = [*(i for i in started if i not in out), *waiting]
             waiting.clear()
@@ -126,10 +122,3 @@ class _Broken(Exception):
     def __init__(self, done: dict[int, Outcome]):
         super().__init__()
         self.done = done
-
-
-def _numbered(i: int, call: Call) -> tuple[int, Outcome]:
-    return i, call()
-
-
-cloudpickle.register_pickle_by_value(sys.modules[__name__])

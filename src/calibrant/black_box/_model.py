@@ -16,9 +16,9 @@ from jaxtyping import Array, PyTree, UInt32
 from calibrant._model import AbstractModel, Params, no_derivative
 from calibrant.black_box._executor import AbstractExecutor, Joblib
 from calibrant.black_box._failures import Failure, Failures
-from calibrant.black_box._function import PythonFunction
 from calibrant.black_box._parameters import params_class
-from calibrant.black_box._worker import AbstractSimulator, Shapes, attempt
+from calibrant_worker import AbstractSimulator, PythonFunction, Shapes, attempt
+
 
 class BlackBox(AbstractModel):
     """Another simulator as a model: a Python callable, or an external program (`Command`).
@@ -131,10 +131,12 @@ class BlackBox(AbstractModel):
         """The outputs of the run; of fewer steps than it has, the first so many times of outputs over all of them."""
         steps, whole = outputs.shape[0], self.default_steps
         if steps > whole:
-            raise ValueError(f"BlackBox has outputs at {whole} times, and {steps} steps were asked for; leave `steps` out.")
+            raise ValueError(
+                f"BlackBox has outputs at {whole} times, and {steps} steps were asked for; leave `steps` out."
+            )
         made = _run(params, words=outputs[0], runs=self.runs)
         cut = {name: x[:steps] if x.shape[0] == whole else x for name, x in made.items()}
-        return cut[""] if "" in cut else cut
+        return cut.get("", cut)
 
 
 @eqx.filter_custom_jvp
@@ -209,6 +211,8 @@ def _shapes(outputs: Any) -> dict[str, tuple[int, ...]]:
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         if not shape or not all(isinstance(n, int) and n >= 1 for n in shape):
             called = f" of output '{name}'" if name else ""
-            raise ValueError(f"The shape{called} is whole numbers >= 1, such as (60,), or (1,) for one number, got {shape}.")
+            raise ValueError(
+                f"The shape{called} is whole numbers >= 1, such as (60,), or (1,) for one number, got {shape}."
+            )
         out[str(name)] = shape
     return out

@@ -1,6 +1,7 @@
 """A class of parameters from a table of them."""
 
 import keyword
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,8 +32,6 @@ def params_class(given: "type[Params] | Mapping[str, Any]") -> type[Params]:
             finite = False
         if not finite:
             raise ValueError(f"The default of the parameter '{name}' is no finite number, nor an array of them.")
-        fields[name] = parameter(
-            info.default, prior=info.prior, units=info.units, description=info.description
-        )
+        fields[name] = parameter(info.default, prior=info.prior, units=info.units, description=info.description)
     namespace = {"__annotations__": dict.fromkeys(fields, jax.Array), "__module__": __name__, **fields}
-    return type(Params)("BlackBoxParams", (Params,), namespace)
+    return types.new_class("BlackBoxParams", (Params,), exec_body=lambda body: body.update(namespace))

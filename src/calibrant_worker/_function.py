@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from calibrant.black_box._worker import AbstractSimulator, RunFailed
+from calibrant_worker._run import AbstractSimulator, RunFailed
 
 #: Seconds after the alarm until a worker that did not heed it is killed, and between alarms.
 _GRACE, _AGAIN = 5.0, 0.5
@@ -76,7 +76,7 @@ def _ended_after(timeout: float) -> Iterator[None]:
     """Interrupt Python code by an alarm; where that is not heeded, in compiled code say, end the process."""
     inside = True
 
-    def ring(number: int, frame: Any) -> None:
+    def ring(*_: Any) -> None:
         if inside:
             raise _OutOfTime
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from calibrant.black_box._worker import RunFailed, Shapes
+from calibrant_worker._run import RunFailed, Shapes
 
 
 class AbstractTable(abc.ABC):

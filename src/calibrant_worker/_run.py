@@ -1,12 +1,8 @@
-"""One run of a simulator, checked: what a worker does.
-
-This module and those of the simulators import nothing of calibrant but each other: they are sent to workers by value,
-so that a worker process loads NumPy and the simulator, and neither JAX nor calibrant.
-"""
+"""One run of a simulator, checked: what a worker does."""
 
 import abc
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -59,6 +55,11 @@ def attempt(
         except (Exception, SystemExit) as error:
             message, details = f"{type(error).__name__}: {error}", traceback.format_exc()
     return None, " ".join(message.split()), details
+
+
+def numbered(i: int, call: Callable[[], Outcome]) -> tuple[int, Outcome]:
+    """What a call returns, with its number: runs end in any order."""
+    return i, call()
 
 
 def _checked(raw: Any, shapes: Shapes) -> dict[str, np.ndarray]:

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from calibrant.black_box._tables import AbstractTable, Json
-from calibrant.black_box._worker import AbstractSimulator, RunFailed
+from calibrant_worker._run import AbstractSimulator, RunFailed
+from calibrant_worker._tables import AbstractTable, Json
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 _OWN = ("seed", "directory", "parameters")
@@ -35,8 +35,8 @@ class Command(AbstractSimulator):
     **Arguments:**
 
     - `arguments`: the program and its arguments. `{NAME}` stands for a parameter (an array as `0.1,0.2`), `{seed}` for
-      the seed, from 0 to 2^31 - 1, `{directory}` for an empty directory of this run, removed afterwards, and
-      `{parameters}` for the path of the JSON file. Other braces are left alone.
+      the seed, from 0 to 2^31 - 1, `{directory}` for a directory of this run, removed afterwards, and `{parameters}`
+      for the path of the JSON file, which lies there. Other braces are left alone.
     - `output`: `Json()` or `Csv()`, on standard output, or in a file of `{directory}`: `Csv("out.csv")`.
     - `working_directory`: the current one by default.
 
@@ -74,19 +74,24 @@ class Command(AbstractSimulator):
                 raise ValueError(f"There is no program '{program}' that can be run; give its path, or install it.")
 
     def run(self, params, seed, shapes, timeout):
-        with tempfile.TemporaryDirectory(prefix="calibrant-run-") as directory:
-            given = {"parameters": {k: np.asarray(v).tolist() for k, v in params.items()}, "seed": seed}
-            text = json.dumps(given)
-            path = Path(directory, "parameters.json")
-            words = {name: _as_text(value) for name, value in params.items()}
-            words |= {"seed": str(seed), "directory": directory, "parameters": str(path)}
+        given = json.dumps({"parameters": {k: np.asarray(v).tolist() for k, v in params.items()}, "seed": seed})
+        words = {name: _as_text(value) for name, value in params.items()} | {"seed": str(seed)}
+        with contextlib.ExitStack() as stack:
+            if self._needs_directory():
+                directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="calibrant-run-"))
+                path = Path(directory, "parameters.json")
+                path.write_text(given, encoding="utf-8")
+                words |= {"directory": directory, "parameters": str(path)}
             arguments = [_PLACEHOLDER.sub(lambda m: words.get(m[1], m[0]), a) for a in self._arguments]
-            if any("{parameters}" in a for a in self._arguments):
-                path.write_text(text, encoding="utf-8")
-            written = self._call(arguments, text, timeout)
+            written = self._call(arguments, given, timeout)
             if self._output.file is not None:
-                written = _read(Path(directory, self._output.file))
+                written = _read(Path(words["directory"], self._output.file))
         return self._output.parse(written, shapes)
+
+    def _needs_directory(self) -> bool:
+        """Making one takes as long as starting a small program."""
+        used = {name for argument in self._arguments for name in _PLACEHOLDER.findall(argument)}
+        return self._output.file is not None or bool(used & {"directory", "parameters"})
 
     def _call(self, arguments: list[str], given: str, timeout: float | None) -> str:
         """Standard output of a program that ended well."""
@@ -109,7 +114,9 @@ class Command(AbstractSimulator):
             except subprocess.TimeoutExpired:
                 _kill(process)
                 _, errors = _rest(process)
-                raise RunFailed(f"{arguments[0]} took more than {timeout:g} s and was killed", errors[-_KEPT:]) from None
+                raise RunFailed(
+                    f"{arguments[0]} took more than {timeout:g} s and was killed", errors[-_KEPT:]
+                ) from None
             except BaseException:
                 _kill(process)
                 raise
