@@ -1,6 +1,7 @@
 """One run of a simulator, checked: what a worker does."""
 
 import abc
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -52,14 +53,15 @@ def attempt(
             return _checked(simulator.run(params, seed, shapes, timeout), shapes), "", ""
         except RunFailed as error:
             message, details = str(error), error.details
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # the interrupt is for the main process to heed
             message, details = f"{type(error).__name__}: {error}", traceback.format_exc()
     return None, " ".join(message.split()), details
 
 
-def numbered(i: int, call: Callable[[], Outcome]) -> tuple[int, Outcome]:
-    """What a call returns, with its number: runs end in any order."""
-    return i, call()
+def numbered(i: int, call: Callable[[], Outcome]) -> tuple[int, Outcome, float]:
+    """What a call returns, with its number, since runs end in any order, and the seconds that it took."""
+    start = time.perf_counter()
+    return i, call(), time.perf_counter() - start
 
 
 def _checked(raw: Any, shapes: Shapes) -> dict[str, np.ndarray]:

@@ -2,6 +2,8 @@
 
 import abc
 import collections
+import statistics
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -11,6 +13,8 @@ from joblib.parallel import get_active_backend
 
 from calibrant_worker import Outcome, numbered
 
+#: Seconds of runs that are sent to a worker together.
+_TOGETHER = 0.05
 Call = Callable[[], Outcome]
 _DIED: Outcome = (
     None,
@@ -52,6 +56,7 @@ class Joblib(AbstractExecutor):
             with joblib.parallel_config(**({} if backend is None else {"backend": backend})):
                 self._backends[prefers], jobs = get_active_backend(prefer=prefers)
         self._jobs = workers or jobs or -1
+        self._seconds: float | None = None  # of a run, as far as is known
 
     def check(self, prefers, must_end):
         backend = self._backends[prefers]
@@ -88,25 +93,37 @@ class Joblib(AbstractExecutor):
                 started.append(waiting.popleft())
                 yield joblib.delayed(numbered)(started[-1], calls[started[-1]])
 
+        size: Any = "auto"
+        if self._seconds is not None:  # short runs go together, but at the end all workers are to be busy
+            share = len(calls) // (4 * backend.effective_n_jobs(jobs))
+            size = max(1, min(int(_TOGETHER / max(self._seconds, 1e-6)), share))
         out: dict[int, Outcome] = {}
+        took: list[float] = []
         try:
             parallel: Any = joblib.Parallel(
                 n_jobs=jobs,
                 backend=backend,
                 pre_dispatch=pre_dispatch,
+                batch_size=size,
                 return_as="generator_unordered" if many else "list",
             )
-            for i, outcome in parallel(each()):
+            for i, outcome, seconds in parallel(each()):
                 out[i] = outcome
+                took.append(seconds)
         except TerminatedWorkerError:
             raise _Broken(out) from None
         except Exception as error:  # what cannot be pickled, a cluster that went away
-            cause = error.__cause__ or error  # joblib wraps what pickle says
-            why = " ".join(f"{type(cause).__name__}: {cause}".strip('\n"').split('"""')[-1].split())
-            failed: Outcome = (None, f"it could not be given to a worker ({why})", "")
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            failed: Outcome = (
+                None,
+                f"it could not be given to a worker ({why})",
+                "".join(traceback.format_exception(error)),
+            )
             unmade = [*(i for i in started if i not in out), *waiting]
             waiting.clear()
             out.update(dict.fromkeys(unmade, failed))
+        if took:
+            self._seconds = statistics.median(took)
         return out
 
     def _alone(self, call: Call, prefers: str) -> Outcome:

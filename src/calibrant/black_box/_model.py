@@ -24,8 +24,8 @@ class BlackBox(AbstractModel):
     """Another simulator as a model: a Python callable, or an external program (`Command`).
 
     All simulations of a batch are handed to workers at once. Whatever takes no derivative works as with any model:
-    `simulate`, `expect`, `calibrate` with `GVI(estimator=FlowScore())` or `FiniteDifferences()`, reports. A run is given
-    a seed drawn from that of the simulation: equal seeds give equal runs, whatever the workers.
+    `simulate`, `expect`, `calibrate` with `GVI(estimator=FlowScore())` or `FiniteDifferences()`, reports. A run is
+    given a seed drawn from that of the simulation: equal seeds give equal runs, whatever the workers.
 
     **Arguments:**
 
