@@ -6,10 +6,11 @@ python examples/mesa_rumour.py [--updates 100]
 
 import argparse
 import time
-from typing import Any
 
+import mesa
 import numpy as np
 import numpyro.distributions as dist
+from mesa.discrete_space import FixedAgent, OrthogonalMooreGrid
 
 import calibrant as cal
 
@@ -17,39 +18,39 @@ SIDE, DAYS = 12, 25
 TRUTH = {"talk": 0.15, "forget": 0.1}
 
 
-def rumour(params: dict[str, Any], seed: int) -> dict[str, list[int]]:
-    """Who knows the rumour tells each neighbour with probability `talk` a day, and forgets to with `forget`."""
-    import mesa  # here: workers need Mesa, and this process need not have started it
-    from mesa.discrete_space import FixedAgent, OrthogonalMooreGrid
+class Person(FixedAgent):
+    def __init__(self, model, cell):
+        super().__init__(model)
+        self.cell, self.state = cell, "ignorant"
 
-    class Person(FixedAgent):
-        def __init__(self, model, cell):
-            super().__init__(model)
-            self.cell, self.state = cell, "ignorant"
+    def step(self):
+        if self.state != "spreads":
+            return
+        for other in self.cell.neighborhood.agents:
+            if other.state == "ignorant" and self.random.random() < self.model.params["talk"]:
+                other.state = "spreads"
+        if self.random.random() < self.model.params["forget"]:
+            self.state = "silent"
 
-        def step(self):
-            if self.state != "spreads":
-                return
-            for other in self.cell.neighborhood.agents:
-                if other.state == "ignorant" and self.random.random() < params["talk"]:
-                    other.state = "spreads"
-            if self.random.random() < params["forget"]:
-                self.state = "silent"
 
-    class Town(mesa.Model):
-        def __init__(self):
-            super().__init__(seed=seed)
-            grid = OrthogonalMooreGrid((SIDE, SIDE), torus=True, random=self.random)
-            for cell in grid.all_cells:
-                Person(self, cell)
-            for person in self.random.sample(list(self.agents), 3):
-                person.state = "spreads"
+class Town(mesa.Model):
+    def __init__(self, params, seed):
+        super().__init__(seed=seed)
+        self.params = params
+        grid = OrthogonalMooreGrid((SIDE, SIDE), torus=True, random=self.random)
+        for cell in grid.all_cells:
+            Person(self, cell)
+        for person in self.random.sample(list(self.agents), 3):
+            person.state = "spreads"
 
-        def count(self, state):
-            return sum(person.state == state for person in self.agents)
+    def count(self, state):
+        return sum(person.state == state for person in self.agents)
 
-    town = Town()
-    out: dict[str, list[int]] = {"spreads": [], "silent": []}
+
+def rumour(params, seed):
+    """Who knows the rumour tells each neighbour with probability `talk` a day, and falls silent with `forget`."""
+    town = Town(params, seed)
+    out = {"spreads": [], "silent": []}
     for _ in range(DAYS):
         town.agents.shuffle_do("step")
         for state, series in out.items():
