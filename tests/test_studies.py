@@ -49,7 +49,11 @@ def test_a_black_box_and_its_twin(siblings, tmp_path, capsys):
     assert all(cell["failed"] == 0 and np.isfinite(cell["objective"]) for cell in cells.values())
     assert (tmp_path / "out.png").read_bytes()[:4] == b"\x89PNG"
     assert "energy test p = " in capsys.readouterr().out
-    # The same process: means and spreads of both, in standard errors.
+
+
+def test_both_epidemics_are_one_process(siblings):
+    """Means and spreads, in standard errors."""
+    study = load("black_box_sir")
     jax_model = study.models(40, 6)["jax"]
     one = jax.vmap(lambda seed: cal.simulate(jax_model, jax_model.Params(**study.TRUTH), seed=seed, steps=6).outputs)
     theirs = one(cal.seeds(0, 4000))
