@@ -4,7 +4,11 @@ import importlib.util
 import json
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+
+import calibrant as cal
 
 STUDIES = Path(__file__).parents[1] / "studies"
 
@@ -35,6 +39,40 @@ def test_a_study_in_its_smallest_form(name, siblings, tmp_path, capsys):
     assert (tmp_path / "out.png").read_bytes()[:4] == b"\x89PNG"
     study.main(arguments)  # nothing is left to run
     assert printed.endswith(capsys.readouterr().out)
+
+
+def test_a_black_box_and_its_twin(siblings, tmp_path, capsys):
+    study = load("black_box_sir")
+    study.main(["--tiny", "--out", str(tmp_path / "out")])
+    cells = json.loads((tmp_path / "out.json").read_text())["cells"]
+    assert len(cells) == 4
+    assert all(cell["failed"] == 0 and np.isfinite(cell["objective"]) for cell in cells.values())
+    assert (tmp_path / "out.png").read_bytes()[:4] == b"\x89PNG"
+    assert "energy test p = " in capsys.readouterr().out
+
+
+def test_both_epidemics_are_one_process(siblings):
+    """Means and spreads, in standard errors."""
+    study = load("black_box_sir")
+    jax_model = study.models(40, 6)["jax"]
+    one = jax.vmap(lambda seed: cal.simulate(jax_model, jax_model.Params(**study.TRUTH), seed=seed, steps=6).outputs)
+    theirs = one(cal.seeds(0, 4000))
+    params = {**study.TRUTH, "initial": 5.0}
+    ours = [study.epidemic(params, seed, agents=40, days=6) for seed in range(4000)]
+    for name in ("infected", "recovered"):
+        a, b = np.asarray(theirs[name], float), np.stack([x[name] for x in ours])
+        for f in (lambda x: x, lambda x: (x - x.mean(0)) ** 2):
+            error = np.sqrt((f(a).var(0) + f(b).var(0)) / 4000)
+            assert np.all(np.abs(f(a).mean(0) - f(b).mean(0)) < 4.5 * error)
+
+
+def test_the_energy_test_tells_groups_apart(siblings):
+    study = load("black_box_sir")
+    rng = np.random.default_rng(0)
+    a, b = ([rng.normal(shift, 1, (50, 2)) for _ in range(4)] for shift in (0, 1))
+    assert study.energy_test(a, b) == pytest.approx(2 / 70)  # the groups as they are, and exchanged
+    assert study.energy_test(a[:2] + b[:2], a[2:] + b[2:]) > 0.3
+    assert study.welch(np.array([1.0, 3.0]), np.array([4.0, 6.0])) == pytest.approx(-3 / np.sqrt(2))
 
 
 def test_a_study_refuses_results_of_other_settings(siblings, tmp_path):

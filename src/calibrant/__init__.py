@@ -2,6 +2,7 @@
 
 from importlib.metadata import version as _version
 
+from calibrant import black_box as black_box
 from calibrant import diagnostics as diagnostics
 from calibrant import estimators as estimators
 from calibrant import inference as inference
@@ -43,6 +44,7 @@ from calibrant._sampling import Hard as Hard
 from calibrant._sampling import StraightThrough as StraightThrough
 from calibrant._simulate import Trajectory as Trajectory
 from calibrant._simulate import simulate as simulate
+from calibrant.black_box import BlackBox as BlackBox
 from calibrant.estimators import FiniteDifferences as FiniteDifferences
 from calibrant.inference import GVI as GVI
 from calibrant.inference import AutoMode as AutoMode

@@ -213,10 +213,13 @@ class _Run:
                 "was."
             ),
         }
+        after = " None was better than the start." if best_evaluation(history) == 0 else ""
+        if self.problem.model.why_failed:
+            after += f" {self.problem.model.why_failed}"
         return Calibration(
             posterior=self.best.posterior,
             result=result,
-            reason=reasons[result] + (" None was better than the start." if best_evaluation(history) == 0 else ""),
+            reason=reasons[result] + after,
             evaluation={k: v for k, v in _row(0, evaluation).items() if k != "update"},
             history=history,
             updates=book.scalars(),
@@ -269,8 +272,8 @@ def _loop(run: _Run, total: int, every: int, checkpoint: Callable[[bool], None])
 
 def _ended(run: _Run) -> Result | None:
     """Whether the last evaluation ends the run."""
-    if len(run.history) < 2:
-        return None
+    if len(run.history) < 2:  # where nothing is finite to begin with, there is nothing to learn from
+        return None if np.isfinite(run.history[-1]["objective"]) else Result.NON_FINITE
     failed = float(np.mean(run.book.failed_share(run.history[-2]["update"])))
     return Result.TOO_MANY_FAILURES if failed > run.method.allowed_failures else run.method.terminate(run.history)
 

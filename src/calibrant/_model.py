@@ -128,6 +128,21 @@ class AbstractModel(eqx.Module):
         """How many steps to simulate if nobody says, or `None`."""
         return None
 
+    @property
+    def differentiable(self) -> bool:
+        """Whether its simulations have derivatives, and named draws whose probabilities are known."""
+        return True
+
+    @property
+    def why_failed(self) -> str:
+        """A sentence on the simulations that went wrong so far, if the model knows of any; else empty."""
+        return ""
+
+
+def no_derivative(model: AbstractModel) -> str:
+    """The sentence with which a derivative of a model that has none is refused."""
+    return f"{type(model).__name__} has no derivative; use estimator = FlowScore() or FiniteDifferences()."
+
 
 def describe_shapes(tree: PyTree) -> str:
     """Shapes and dtypes of a PyTree, for error messages."""

@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 from calibrant._autodiff import AbstractMode, ReverseMode
 from calibrant._horizon import AbstractHorizon, FullHorizon
 from calibrant._loop import Loop
-from calibrant._model import AbstractModel
+from calibrant._model import AbstractModel, no_derivative
 from calibrant._randomness import as_seed
 from calibrant._recording import AbstractRecorder
 from calibrant._sampling import AbstractSamplingPlan, StraightThrough
@@ -125,6 +125,8 @@ def simulate(
         raise ValueError(
             f"{type(rule).__name__} draws relaxed samples, which have no probability to record; use Hard()."
         )
+    if recorder is not None and not model.differentiable:
+        raise ValueError(f"{no_derivative(model)[:-1]}: it has no named draws, whose probabilities could be recorded.")
     inputs = resolve_inputs(model, inputs, steps)
     steps = resolve_steps(model, inputs, None if steps is None else int(steps))
     return _simulate(model, params, as_seed(seed), steps, inputs, rule, mode, horizon, recorder)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from calibrant._config._black_box import BLACK_BOXES, build_black_box
 from calibrant._config._error import ConfigError
 from calibrant._model import AbstractModel
 from calibrant.models import (
@@ -34,10 +35,13 @@ MODELS: dict[str, tuple[Any, str]] = {
 
 
 def build_model(name: str, options: dict[str, Any], directory: Path) -> AbstractModel:
-    """A bundled model or one of the user's, `module:Class`, found beside the config or on Python's path.
+    """A bundled model; one of the user's, `module:Class`, found beside the config or on Python's path; or another
+    simulator, a `command` or a `python` function.
 
     **Raises:** `ConfigError`.
     """
+    if name in BLACK_BOXES:
+        return build_black_box(name, options, directory)
     if name in MODELS:
         make = MODELS[name][0]
         if name == "brock-hommes" and options.get("agents") == 0:
@@ -45,7 +49,8 @@ def build_model(name: str, options: dict[str, Any], directory: Path) -> Abstract
     elif ":" in name:
         make = _import(name, directory)
     else:
-        raise ConfigError(f"model.name: there is no model '{name}'; there are {', '.join(MODELS)}, or module:Class.")
+        known = ", ".join((*MODELS, *BLACK_BOXES))
+        raise ConfigError(f"model.name: there is no model '{name}'; there are {known}, or module:Class.")
     if not callable(make):
         raise ConfigError(f"model.name: {name} is no class or function that makes a model.")
     accepted = [n for n in inspect.signature(make).parameters if n != "directory"]

@@ -13,7 +13,8 @@ class Strict(BaseModel):
 
 
 class ModelConfig(Strict):
-    """`name`: a bundled model (`calibrant models`) or `module:Class`; `options`: its arguments; `steps`."""
+    """`name`: a bundled model (`calibrant models`), `module:Class`, or `command` or `python` for another simulator;
+    `options`: its arguments; `steps`."""
 
     name: str
     options: dict[str, Any] = {}

@@ -163,6 +163,8 @@ def gradients(
     """
     if points < 2 or repeats < 4:
         raise ValueError(f"Gradients need at least 2 points and 4 repeats, got {points} and {repeats}.")
+    if not problem.model.differentiable:
+        raise ValueError(f"{type(problem.model).__name__} has no derivative, so there are no gradients to look at.")
     words = as_seed(seed)
     method = method.planned(problem, prior)[0]
     where = method.init(problem, prior, seed).posterior if posterior is None else posterior

@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 from calibrant._autodiff import AbstractMode, ReverseMode
 from calibrant._expect import expect
 from calibrant._horizon import AbstractHorizon, FullHorizon
+from calibrant._model import no_derivative
 from calibrant._prior import Prior
 from calibrant._problem import Problem
 from calibrant._randomness import as_seed, seeds
@@ -157,6 +158,12 @@ class GVI(AbstractMethod):
             raise ValueError("FlowScore needs at least 2 simulations an update for its baseline; set `simulations`.")
         if isinstance(self.estimator, FiniteDifferences) and self.estimator.scale is not None:
             raise ValueError("In GVI the step of FiniteDifferences is in coordinates of the prior; leave `scale` out.")
+        if not problem.model.differentiable:
+            if not isinstance(self.estimator, (FiniteDifferences, FlowScore)):
+                raise ValueError(no_derivative(problem.model))
+            if isinstance(self.mode, AutoMode):
+                name = type(problem.model).__name__
+                raise ValueError(f"AutoMode plans programs of JAX, and {name} is run outside of it; leave `mode` out.")
         if not isinstance(self.estimator, (FiniteDifferences, FlowScore)):
             self.estimator.prepare(problem, jax.random.key(0)).check(problem, self.simulations, self.replicates)
             return

@@ -1,0 +1,434 @@
+"""Other simulators as models."""
+
+import datetime as dt
+import json
+import logging
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import calibrant as cal
+from calibrant._config import ConfigError, parse_config
+from calibrant.black_box import Command, Csv, Joblib, Json, RunFailed
+
+HERE = Joblib(1)
+MU = {"mu": cal.parameter(0.3, prior=dist.Normal(0.0, 1.0), units="m")}
+DATA = {"x": np.array([0.5, 0.9, 1.1, 0.7])}
+
+
+def black_box(run, **kwargs):
+    return cal.BlackBox(run, **{"parameters": MU, "outputs": {"x": 4}, "executor": HERE, **kwargs})
+
+
+def losses(model, mu, replicates=1):
+    problem = cal.Problem(model, DATA, cal.losses.GaussianLogLikelihood(1.0))
+    out = cal.expect(problem, {"mu": jnp.asarray(mu)}, seeds=cal.seeds(3, (len(mu), replicates)))
+    return np.array(out.losses)
+
+
+def noisy(sd):
+    def run(params, seed):
+        import numpy as np
+
+        return {"x": params["mu"] + sd * np.random.default_rng(seed).standard_normal(4)}
+
+    return run
+
+
+def failing(what):
+    """Fails, in some way, where mu is above 1."""
+
+    def run(params, seed):
+        if params["mu"] > 1:
+            what()
+        return {"x": [params["mu"]] * 4}
+
+    return run
+
+
+# Runs ---------------------------------------------------------------------------------------------------------------
+
+
+def test_equal_seeds_give_equal_runs_whatever_the_workers():
+    mu = np.linspace(-1, 1, 6)
+    here = losses(black_box(noisy(1.0)), mu, 2)
+    for executor in (Joblib(2), Joblib(3, "threading")):
+        np.testing.assert_array_equal(losses(black_box(noisy(1.0), executor=executor), mu, 2), here)
+    assert len(np.unique(losses(black_box(noisy(1.0)), np.zeros(6)))) == 6
+
+
+def test_a_run_is_given_numbers_and_a_seed_and_may_return_one_array():
+    seen = []
+
+    def run(params, seed):
+        seen.append((params, seed))
+        return np.outer(np.arange(3), params["rates"])
+
+    model = black_box(run, parameters={"rates": [1.0, 2.0], "flat": 0.5}, outputs=(3, 2))
+    out = cal.simulate(model, model.Params(flat=0.25), seed=1).outputs
+    np.testing.assert_array_equal(out, [[0, 0], [1, 2], [2, 4]])
+    ((params, seed),) = seen
+    assert isinstance(params["flat"], float)
+    assert params["flat"] == 0.25
+    assert isinstance(params["rates"], np.ndarray)
+    assert 0 <= seed < 2**31
+    cal.simulate(model, model.Params(flat=0.75), seed=1)
+    assert seen[1][1] == seed  # common random numbers
+
+
+def test_double_precision(x64):
+    model = black_box(lambda params, seed: {"x": [params["mu"]] * 4})
+    assert cal.simulate(model, model.Params(0.1), seed=0).outputs["x"][0] == 0.1
+
+
+def test_fewer_steps_are_the_first_of_a_run_and_dates_are_those_of_its_outputs():
+    days = [dt.date(2020, 3, 1) + dt.timedelta(days=i) for i in range(4)]
+    outputs = {"x": 4, "total": (1,)}
+    model = black_box(lambda p, s: {"x": [1, 2, 3, 4], "total": 10}, outputs=outputs, dates=days)
+    assert model.dates == tuple(days)
+    out = cal.simulate(model, model.default_params, seed=0, steps=2).outputs
+    assert (out["x"].tolist(), out["total"].tolist()) == ([1, 2], [10])
+    with pytest.raises(ValueError, match="outputs at 4 times, and 5 steps"):
+        cal.simulate(model, model.default_params, seed=0, steps=5)
+
+
+# Failures -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ({"x": [1, 2, 3]}, r"output 'x' has shape \(3,\), and \(4,\) was declared"),
+        ({"y": [1] * 4}, "output 'x' is missing; the run returned y"),
+        ({"x": [1, 2, 3, np.nan]}, "output 'x' is not finite"),
+        ({"x": ["a"] * 4}, "output 'x' is no array of numbers"),
+        ([1] * 4, "returned a list, not a mapping of x"),
+    ],
+)
+def test_a_run_that_returns_what_was_not_declared_fails(returned, message, caplog):
+    model = black_box(lambda params, seed: returned)
+    out = cal.simulate(model, model.default_params, seed=0).outputs
+    assert np.all(np.isnan(out["x"]))
+    (failure,) = model.failures
+    with pytest.raises(RunFailed, match=message):
+        raise RunFailed(failure.message)
+    assert failure.message in caplog.text
+
+
+def test_failures_are_masked_counted_and_kept(tmp_path, caplog):
+    def fail():
+        raise ValueError("mu is\ntoo large")
+
+    model = black_box(failing(fail), keep_errors_in=tmp_path / "errors", most_kept=3)
+    problem = cal.Problem(model, DATA, cal.losses.GaussianLogLikelihood(1.0))
+    method = cal.GVI(
+        estimator=cal.FlowScore(), simulations=8, max_updates=20, kl_samples=50, evaluate_every=10,
+        evaluation_simulations=20, family=cal.posteriors.FullRankGaussian(),
+    )  # fmt: skip
+    result = cal.calibrate(problem, method=method, seed=1, progress=False)
+    assert np.all(np.isfinite(result.updates["loss"]))
+    assert 0 < result.n_failed < model.n_failed < model.n_runs == 20 * 8 + 4 * 20
+    assert np.all(result.failures["mu"] > 1)
+    files = sorted((tmp_path / "errors").iterdir())
+    assert sorted(f.file for f in model.failures) == files
+    assert len(files) == 3
+    first = model.failures[0]
+    text = first.file.read_text()
+    given = json.loads(text.splitlines()[0])
+    assert given == {"parameters": first.params, "seed": first.seed}
+    assert given["parameters"]["mu"] > 1
+    assert "ValueError: mu is too large" in text
+    assert "in fail" in text  # the traceback
+    assert caplog.record_tuples[0][:2] == ("calibrant", logging.WARNING)
+    assert len(caplog.records) == 1
+
+
+def test_if_all_fail_at_the_start_the_calibration_ends_and_says_why(tmp_path):
+    model = black_box(lambda params, seed: 1 / 0, keep_errors_in=tmp_path)
+    problem = cal.Problem(model, DATA, cal.losses.GaussianLogLikelihood(1.0))
+    method = cal.GVI(estimator=cal.FlowScore(), kl_samples=50, evaluation_simulations=10)
+    with pytest.raises(cal.CalibrationError, match="ZeroDivisionError: division by zero") as error:
+        cal.calibrate(problem, method=method, progress=False)
+    assert error.value.calibration.result is cal.Result.NON_FINITE
+    assert f"see {model.failures[0].file}" in str(error.value)
+    assert model.n_runs == 20  # no update was made
+
+
+def test_a_run_that_takes_too_long_is_ended():
+    def sleep():
+        import contextlib
+        import time
+
+        while True:
+            with contextlib.suppress(Exception):  # which does not save it
+                time.sleep(60)
+
+    model = black_box(failing(sleep), executor=Joblib(2), timeout=0.3)
+    start = time.perf_counter()
+    np.testing.assert_array_equal(np.isnan(losses(model, [0.0, 2.0, 0.5])), [False, True, False])
+    assert time.perf_counter() - start < 50
+    assert model.failures[0].message == "the run took more than 0.3 s"
+    assert "time.sleep(60)" in model.failures[0].details
+
+
+def test_a_worker_that_dies_takes_its_own_run_with_it():
+    def die():
+        import os
+
+        os._exit(1)
+
+    model = black_box(failing(die), executor=Joblib(2))
+    wanted = losses(black_box(failing(lambda: None)), [0.0, 2.0, 0.5, 0.7, -1.0])
+    wanted[1] = np.nan
+    np.testing.assert_array_equal(losses(model, [0.0, 2.0, 0.5, 0.7, -1.0]), wanted)
+    assert "the worker process ended" in model.failures[0].message
+
+
+def test_a_failed_run_is_made_again_with_the_same_seed(tmp_path):
+    def run(params, seed):
+        with open(tmp_path / "tries", "a+") as file:
+            file.write(f"{seed}\n")
+            file.seek(0)
+            if len(file.readlines()) < 3:
+                raise OSError("busy")
+        return {"x": [params["mu"]] * 4}
+
+    for retries, failed in ((1, 1), (2, 0)):
+        (tmp_path / "tries").unlink(missing_ok=True)
+        model = black_box(run, retries=retries)
+        cal.simulate(model, model.default_params, seed=0)
+        tries = (tmp_path / "tries").read_text().split()
+        assert (len(tries), len(set(tries)), model.n_failed) == (retries + 1, 1, failed)
+
+
+# External programs --------------------------------------------------------------------------------------------------
+
+
+def command(arguments, output=None, **kwargs):
+    kwargs = {"parameters": {"mu": 0.25, "rates": [0.5, 2.0]}, "outputs": {"x": 2}, **kwargs}
+    return cal.BlackBox(Command(arguments, output), executor=HERE, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "output"),
+    [
+        (["sh", "-c", 'printf "x,y\\n%s,1\\n%s,\\n" {mu} {seed}'], Csv()),
+        (["sh", "-c", 'printf "x\\n{mu}\\n{seed}\\n" > {directory}/out.csv'], Csv("out.csv")),
+        (["sh", "-c", 'echo "{ \\"x\\": [{mu}, {seed}] }"'], Json()),
+        (["awk", "-F[:,} ]+", '{ print "[" $3 "," $(NF - 1) "]" }'], Json()),  # from standard input
+        (["awk", "-F[:,} ]+", '{ print "[" $3 "," $(NF - 1) "]" }', "{parameters}"], Json()),
+    ],
+)
+def test_parameters_reach_a_program_and_its_outputs_come_back(arguments, output):
+    outputs = (2,) if arguments[0] == "awk" else {"x": 2}
+    model = command(arguments, output, outputs=outputs)
+    out = cal.simulate(model, model.default_params, seed=4).outputs
+    mu, seed = np.asarray(out if outputs == (2,) else out["x"])
+    assert model.failures == []
+    assert mu == 0.25
+    same = black_box(lambda params, seed: np.array([seed]), outputs=(1,))
+    assert seed == cal.simulate(same, same.default_params, seed=4).outputs[0]
+
+
+def test_columns_of_an_array():
+    text = 'printf "x[0],x[1],y\\n1,2,7\\n3,4,\\n"'
+    model = command(["sh", "-c", text], Csv(), outputs={"x": (2, 2), "y": (1,)})
+    out = cal.simulate(model, model.default_params, seed=0).outputs
+    assert (out["x"].tolist(), out["y"].tolist()) == ([[1, 2], [3, 4]], [7])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "output", "message"),
+    [
+        (
+            ["sh", "-c", "echo first >&2; echo no such file >&2; exit 3"],
+            Json(),
+            "sh ended with exit code 3: no such file",
+        ),
+        (["echo", "done"], Json(), "what the program wrote is no JSON"),
+        (["echo", "y"], Csv(), "there is no column 'x'; the program wrote y"),
+        (["printf", "x\\na\\nb\\n"], Csv(), "column 'x' holds what is no number"),
+        (["true"], Csv("out.csv"), "the program wrote no out.csv that can be read"),
+    ],
+)
+def test_a_program_that_goes_wrong(arguments, output, message, tmp_path):
+    model = command(arguments, output, keep_errors_in=tmp_path)
+    assert np.all(np.isnan(cal.simulate(model, model.default_params, seed=0).outputs["x"]))
+    assert model.failures[0].message.startswith(message)
+    if arguments[0] == "sh":
+        assert "first\nno such file\n" in model.failures[0].file.read_text()
+
+
+def test_a_program_that_hangs_is_killed_with_all_it_started(tmp_path):
+    script = f"sleep 60 & echo $! > {tmp_path}/child; wait"
+    model = command(["sh", "-c", script], timeout=0.5)
+    cal.simulate(model, model.default_params, seed=0).outputs["x"].block_until_ready()
+    assert model.failures[0].message == "sh took more than 0.5 s and was killed"
+    child = Path("/proc", (tmp_path / "child").read_text().strip(), "stat")
+    for _ in range(100):  # until its parent has taken note
+        if not child.exists() or child.read_text().split()[2] == "Z":
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError("the child of a killed program lives on")
+
+
+# What is refused --------------------------------------------------------------------------------------------------
+
+
+def test_a_derivative_is_refused():
+    model = black_box(noisy(1.0))
+    problem = cal.Problem(model, DATA, cal.losses.MeanSquaredError())
+    prior = cal.Prior.of(problem)
+    alternative = r"BlackBox has no derivative; use estimator = FlowScore\(\) or FiniteDifferences\(\)"
+    for estimator in (cal.estimators.Pathwise(), cal.estimators.ScoreFunction()):
+        with pytest.raises(ValueError, match=alternative):
+            cal.calibrate(problem, method=cal.GVI(estimator=estimator), progress=False)
+
+        def total(mu, estimator=estimator):
+            return jnp.sum(cal.expect(problem, {"mu": mu}, seeds=cal.seeds(0, (2, 2)), estimator=estimator).losses)
+
+        with pytest.raises(ValueError, match=alternative):
+            jax.grad(total)(jnp.zeros(2))
+    with pytest.raises(ValueError, match=alternative):
+        jax.grad(lambda p: jnp.sum(cal.simulate(model, p, seed=0).outputs["x"]))(model.default_params)
+    with pytest.raises(ValueError, match="AutoMode plans programs of JAX"):
+        cal.GVI(estimator=cal.FlowScore(), mode=cal.AutoMode()).check(problem, prior)
+    with pytest.raises(ValueError, match="no gradients to look at"):
+        cal.diagnostics.gradients(problem, prior, cal.GVI(estimator=cal.FlowScore()))
+    assert model.n_runs == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: black_box(noisy(1), outputs={"x": ()}), r"shape of output 'x' is whole numbers >= 1.*got \(\)"),
+        (lambda: black_box(noisy(1), outputs={}), "mapping of names to shapes"),
+        (lambda: black_box(noisy(1), parameters={}), "at least one"),
+        (lambda: black_box(noisy(1), parameters={"a b": 1}), "cannot be called 'a b'"),
+        (lambda: black_box(noisy(1), parameters={"a": "b"}), "default of the parameter 'a' is no finite number"),
+        (lambda: black_box(noisy(1), timeout=0.0), "positive `timeout`"),
+        (lambda: black_box(noisy(1), retries=-1), "`retries` to be a whole number >= 0"),
+        (lambda: black_box(noisy(1), timeout=1.0, executor=Joblib(2, "threading")), "cannot be timed out in a thread"),
+        (lambda: black_box(noisy(1), dates=[dt.date(2020, 1, 1)]), "4 output times and 1 dates"),
+        (lambda: Joblib(0), "at least 1, or -1"),
+        (lambda: command(["no-such-program"]), "no program 'no-such-program'"),
+        (lambda: command(["echo", "{betta}"]), r"placeholder \{betta\}, and there are mu, rates, seed"),
+        (lambda: command(["echo"], parameters={"seed": 1.0}), "cannot be called 'seed'"),
+        (lambda: command("echo 1"), "a list of strings"),
+    ],
+)
+def test_mistakes_are_refused_at_once(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# Calibration ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", [cal.FlowScore(), cal.FiniteDifferences()])
+def test_the_posterior_of_a_normal_mean(estimator):
+    """Noise of the simulator adds a constant to the mean squared error, so the posterior is the conjugate one."""
+    model = black_box(noisy(0.2))
+    sd, n = 0.5, len(DATA["x"])
+    problem = cal.Problem(model, DATA, cal.losses.GaussianLogLikelihood(sd))
+    method = cal.GVI(
+        estimator=estimator, simulations=40, max_updates=300, learning_rate=5e-2, final_learning_rate=1e-3,
+        evaluate_every=100, kl_samples=100, family=cal.posteriors.FullRankGaussian(),
+    )  # fmt: skip
+    result = cal.calibrate(problem, method=method, seed=2, progress=False)
+    variance = 1 / (1 + n / sd**2)
+    draws = np.asarray(result.sample(0, 4000)["mu"])
+    assert abs(draws.mean() - variance * DATA["x"].sum() / sd**2) < 0.2 * np.sqrt(variance)
+    assert abs(draws.std() / np.sqrt(variance) - 1) < 0.15
+    assert result.n_failed == model.n_failed == 0
+
+
+# Configurations -------------------------------------------------------------------------------------------------------
+
+CONFIG = """
+[model]
+name = "python"
+[model.options]
+function = "walk:run"
+outputs = { x = 4 }
+workers = 1
+parameters = { mu = { default = 0.5, units = "m" }, rates = [1.0, 2.0] }
+start = 2020-03-01
+[data]
+synthetic = { seed = 1 }
+[loss]
+name = "gaussian"
+scale = 1.0
+[parameters.mu]
+prior = { distribution = "Normal", loc = 0.0, scale = 1.0 }
+[method]
+estimator = "flow-score"
+"""
+
+
+def test_a_function_by_name(here):
+    (here / "walk.py").write_text(
+        "def run(params, seed):\n    return {'x': [params['mu'], *params['rates'], seed % 7]}\n"
+    )
+    problem, prior, _ = parse_config(CONFIG, "config").build(here)
+    assert prior.names == ("mu",)
+    assert problem.model.Params.describe()["mu"].units == "m"
+    assert problem.model.dates[-1] == dt.date(2020, 3, 4)
+    assert problem.data["x"][:3].tolist() == [0.5, 1.0, 2.0]
+    workers = parse_config(CONFIG.replace("workers = 1", "workers = 2"), "config").build(here)[0]
+    np.testing.assert_array_equal(workers.data["x"], problem.data["x"])
+
+
+def test_a_command_by_name(here):
+    (here / "out.csv").write_text("x\n1\n2\n3\n4\n")
+    text = CONFIG.replace('"python"', '"command"').replace(
+        'function = "walk:run"',
+        'command = ["sh", "-c", "cp out.csv {directory}"]\noutput = "csv"\noutput_file = "out.csv"',
+    )
+    problem, _, _ = parse_config(text, "config").build(here)
+    assert problem.data["x"].tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"flow-score"', '"straight-through"', r"BlackBox has no derivative; use estimator"),
+        ("walk:run", "walk:walk", "model.options: .*has no attribute 'walk'"),
+        ("walk:run", "nowhere:run", "model.options: .*No module named 'nowhere'"),
+        ("walk:run", "walk", "'module:function', got 'walk'"),
+        ("x = 4", "x = 0", "model.options.outputs.x: "),
+        ("x = 4", "x = []", r"model.options: The shape of output 'x'"),
+        ("workers = 1", "worker = 1", "model.options.worker: there is no such field"),
+        ("outputs = { x = 4 }", "", "model.options.outputs: Field required"),
+        ("[1.0, 2.0]", '"a"', "model.options.parameters.rates: "),
+        ('"python"', '"pyton"', "no model 'pyton'.*command, python, or module:Class"),
+        ('"python"', '"command"', "model.options.command: Field required"),
+    ],
+)
+def test_mistakes_in_a_configuration(old, new, message, here):
+    (here / "walk.py").write_text("def run(params, seed):\n    return {'x': [params['mu']] * 4}\n")
+    with pytest.raises(ConfigError, match=message):
+        parse_config(CONFIG.replace(old, new), "config").build(here)
+
+
+# Elsewhere ------------------------------------------------------------------------------------------------------------
+
+
+def test_workers_of_dask():
+    distributed = pytest.importorskip("distributed")
+    import joblib
+
+    with (
+        distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
+        distributed.Client(cluster),
+        joblib.parallel_config(backend="dask"),
+    ):
+        model = black_box(noisy(1.0), executor=Joblib())
+        mu = np.linspace(-1, 1, 6)
+        np.testing.assert_array_equal(losses(model, mu), losses(black_box(noisy(1.0)), mu))
