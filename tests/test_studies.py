@@ -28,14 +28,15 @@ def siblings(monkeypatch):
     monkeypatch.syspath_prepend(str(STUDIES))
 
 
-@pytest.mark.parametrize("name", ["estimators_by_model", "horizons", "modes"])
-def test_a_study_in_its_smallest_form(name, siblings, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("name", "cells"), [("estimators_by_model", 2), ("horizons", 2), ("modes", 2), ("failures", 3)]
+)
+def test_a_study_in_its_smallest_form(name, cells, siblings, tmp_path, capsys):
     study = load(name)
     arguments = ["--tiny", "--out", str(tmp_path / "out")]
     study.main(arguments)
     printed = capsys.readouterr().out
-    cells = json.loads((tmp_path / "out.json").read_text())["cells"]
-    assert len(cells) == 2
+    assert len(json.loads((tmp_path / "out.json").read_text())["cells"]) == cells
     assert (tmp_path / "out.png").read_bytes()[:4] == b"\x89PNG"
     study.main(arguments)  # nothing is left to run
     assert printed.endswith(capsys.readouterr().out)
