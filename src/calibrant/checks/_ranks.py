@@ -92,7 +92,7 @@ def tarp(draws: np.ndarray, truths: np.ndarray, references: np.ndarray, *, seed:
     **Raises:** `ValueError` for wrong shapes, for what is not finite, and for fewer than 10 draws a parameter.
     """
     draws, truths = _checked(draws, truths)
-    n, m, dim = draws.shape
+    _, m, dim = draws.shape
     references = np.asarray(references, dtype=float)
     if references.shape != truths.shape:
         raise ValueError(f"`references` have the shape of the truths, {truths.shape}, got {references.shape}.")
