@@ -6,8 +6,8 @@
 - Information: `F = E J' V^-1 J`, the Gauss-Newton (for Gaussian data of fixed variance: Fisher) information, with
   `J` the derivative of the outputs in the whitened coordinates (`jax.jacfwd`), averaged over seeds, and `V` the
   variance of the data around their mean at the parameters (simulation and observation noise), taken as independent
-  between data points. An eigenvalue `f` says by how much that direction would contract, `f / (1 + f)`, were the prior the standard
-  normal of the coordinates and the model linear. Correlated data points make it too large.
+  between data points. An eigenvalue `f` says by how much that direction would contract, `f / (1 + f)`, were the prior
+  the standard normal of the coordinates and the model linear. Correlated data points make it too large.
 """
 
 import dataclasses

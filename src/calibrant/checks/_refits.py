@@ -221,8 +221,7 @@ class Refitter:
         """Refit every data set at a weight, the method's own by default; `there_and_back`, with `Convergence`."""
         progress = NoProgress() if progress is None else progress
         weight = float(self.method.weight if weight is None else weight)
-        # As an array: another weight is then no other program.
-        method = dataclasses.replace(self.method, weight=jnp.asarray(weight, dtype=float))
+        method = _weighted(self.method, weight)
         n, size, posterior = len(self._kept), self.at_once, self.posterior
         state = self.method.init(self.problem, self.prior, self.seed)
         words = seeds(self.seed, self.asked, stream=_FIT)[self._kept]
@@ -254,7 +253,7 @@ class Refitter:
         many = self.where.draw(self._key(_REFERENCE), 4000, self.prior)
         convergence = None
         if there_and_back and first is not None:
-            convergence = self._there_and_back(method, state, first)
+            convergence = self._there_and_back(state, first)
         return Refits(
             names=coordinate_names(posterior.prior),
             draws=np.asarray(to_prior_coordinates(self.prior, jnp.asarray(u[ok]))),
@@ -270,13 +269,13 @@ class Refitter:
             convergence=convergence,
         )
 
-    def _there_and_back(self, method: GVI, state: State, first: Any) -> Convergence:
+    def _there_and_back(self, state: State, first: Any) -> Convergence:
         """Refit the first batch's flows to the real data, under the run's own prior."""
         flows, u_before, ok_before = first
         own = self.where.own(self.posterior)
         state = dataclasses.replace(state, posterior=Posterior(own, state.posterior.flow))
         size = self.at_once
-        method = dataclasses.replace(method, weight=jnp.asarray(float(self.method.weight), dtype=float))
+        method = _weighted(self.method, float(self.method.weight))
         words = seeds(self.seed, size, stream=_BACK)
         keys = jax.random.split(self._key(_BACK), size)
         none = jax.tree.map(lambda _: None, self.problem)
@@ -299,6 +298,11 @@ class Refitter:
             refits=int(usable.sum()),
             updates=method.max_updates,
         )
+
+
+def _weighted(method: GVI, weight: float) -> GVI:
+    """At another weight, as an array, so that it is no other program."""
+    return eqx.tree_at(lambda m: m.weight, method, jnp.asarray(weight, dtype=float))
 
 
 def _refuse_not_finite(data: Any, like: Any) -> None:

@@ -73,7 +73,7 @@ class NearData(AbstractWhere):
     gradients, flow) at the values that matter, and not about where the run's posterior lies.
     """
 
-    updates: int = eqx.field(default=60, static=True)
+    updates: int = eqx.field(default=50, static=True)
     learning_rate: float = 2e-2
 
     def __check_init__(self):

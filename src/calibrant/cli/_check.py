@@ -24,7 +24,7 @@ def check_command(
     datasets: Annotated[int | None, typer.Option(help="refits: 60 by default, 30 with --fast", min=10)] = None,
     fast: Annotated[bool, typer.Option("--fast", help="half of everything: a first look")] = False,
     prior: Annotated[bool, typer.Option("--prior", help="truths from the prior, each fitted as the run was")] = False,
-    updates: Annotated[int | None, typer.Option(help="of each refit near the data: 60 by default", min=1)] = None,
+    updates: Annotated[int | None, typer.Option(help="of each refit near the data: 50 by default", min=1)] = None,
     at_once: Annotated[int, typer.Option(help="refits side by side; memory grows with it", min=1)] = 4,
     choose_weight: Annotated[bool, typer.Option("--choose-weight", help="also search the weight that covers")] = False,
     nominal: Annotated[float, typer.Option(help="with --choose-weight: probability of the intervals")] = 0.9,
