@@ -241,7 +241,7 @@ class Refitter:
             finite.append(np.asarray(ok)[:count])
             failed += int(np.sum(np.asarray(lost)[:count]))
             first = (flows, u, ok) if first is None else first
-            progress.advance(count, "")
+            progress.advance(count, f"{self.method.max_updates} updates each")
         u, ok = np.concatenate(out), np.concatenate(finite)
         bad = int(np.sum(~ok))
         if bad > _MOST_FAILED * n:
