@@ -20,7 +20,7 @@ def test_a_check_of_a_run(a_run, monkeypatch, capsys):
     assert code == 0, err
     found = json.loads((a_run / "check.json").read_text())
     assert found["calibration"]["data_sets"] == 12
-    assert found["refits"]["updates"] == 2  # half, as it is fast
+    assert found["refits"]["updates"] == 4
     assert found["likelihood"] is False
     assert found["importance"] is None
     assert "generalised posterior at this weight" in found["verdict"]
@@ -49,7 +49,6 @@ def test_a_check_of_a_run(a_run, monkeypatch, capsys):
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere is no run directory"),
-        (["r", "--prior", "--updates", "3"], "--updates is for refits near the data"),
         (["r", "--nominal", "2"], "--nominal is a probability"),
         (["r", "--out", "small.toml"], "small.toml is a file"),
     ],

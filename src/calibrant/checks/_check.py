@@ -166,9 +166,9 @@ def check(
 
     - `problem`, `run`, `method`: what was calibrated, the calibration or its posterior, and how.
     - `where`: `NearData()` by default, or `PriorDraws()`: see there.
-    - `data_sets`: refits, 60 by default, 30 if `fast`; the error that can be seen falls as one over their root.
+    - `data_sets`: refits, 50 by default, 25 if `fast`; the error that can be seen falls as one over their root.
     - `draws` of each refit; `at_once`, refits side by side.
-    - `fast`: half the data sets, updates (a quarter of `PriorDraws`) and simulations.
+    - `fast`: half the data sets, and half the simulations of the other checks.
     - `summaries`: of data, for predictive checks, in place of the usual ones.
     - `make`: as in `refit`.
     - `size` of the tests.
@@ -179,7 +179,7 @@ def check(
     """
     posterior = run.posterior if isinstance(run, Calibration) else run
     where = NearData() if where is None else where
-    count = (30 if fast else 60) if data_sets is None else data_sets
+    count = (25 if fast else 50) if data_sets is None else data_sets
     fewer = 2 if fast else 1
     started = time.perf_counter()
     timings: dict[str, float] = {}
@@ -196,7 +196,6 @@ def check(
         draws=draws,
         at_once=at_once,
         seed=seed,
-        fast=fast,
         make=make,
     )
     timed("data")

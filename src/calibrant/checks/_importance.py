@@ -90,9 +90,9 @@ class ImportanceCheck:
             worst = int(np.argmax(np.abs(self.shift)))
             off = int(np.argmax(np.abs(np.log(self.width))))
             return (
-                f"{said}: weighted draws can stand in for it. Against them the flow's centre is off by at most "
-                f"{abs(self.shift[worst]):.2f} of its standard deviations ({self.names[worst]}), and its width is "
-                f"{self.width[off]:.2f} of theirs where it differs most ({self.names[off]})."
+                f"{said}: weighted draws can stand in for it, to about {1 / np.sqrt(self.size):.2f} standard deviations. "
+                f"Against them the flow's centre is off by at most {abs(self.shift[worst]):.2f} ({self.names[worst]}), "
+                f"and its width is {self.width[off]:.2f} of theirs where it differs most ({self.names[off]})."
             )
         if self.noise > _NOISY:
             return (

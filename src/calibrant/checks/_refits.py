@@ -159,7 +159,6 @@ class Refitter:
         draws: int = 999,
         at_once: int = 4,
         seed: int = 0,
-        fast: bool = False,
         make: Make | None = None,
     ):
         if not isinstance(method, GVI):
@@ -169,7 +168,7 @@ class Refitter:
                 raise ValueError(f"`{name}` is a whole number >= {least}, got {value!r}.")
         self.where = NearData() if where is None else where
         self.prior = self.where.prior(posterior)
-        method = self.where.method(method, fast=fast)
+        method = self.where.method(method)
         self.method = method.planned(problem, self.prior)[0]
         self.problem, self.posterior, self.asked = problem, posterior, data_sets
         self.draws, self.at_once, self.seed = draws, min(at_once, data_sets), seed
@@ -253,6 +252,7 @@ class Refitter:
         many = self.where.draw(self._key(_REFERENCE), 4000, self.prior)
         convergence = None
         if there_and_back and first is not None:
+            progress.note("There and back: refits of the first batch, to the real data ...")
             convergence = self._there_and_back(state, first)
         return Refits(
             names=coordinate_names(posterior.prior),
@@ -348,7 +348,6 @@ def refit(
     draws: int = 999,
     at_once: int = 4,
     seed: int = 0,
-    fast: bool = False,
     make: Make | None = None,
     progress: AbstractProgress | None = None,
 ) -> Refits:
@@ -361,7 +360,6 @@ def refit(
     - `data_sets`, at least 10; `draws` of each posterior, at least 99.
     - `at_once`: refits side by side in one compiled program. Memory grows with it.
     - `seed`: equal seeds, equal bits.
-    - `fast`: half the updates of `NearData`, a quarter of those of `PriorDraws`.
     - `make`: `(problem, values, seed) -> problem`, where a synthetic problem differs in more than its data: inputs that
       are computed from data, say.
 
@@ -377,7 +375,6 @@ def refit(
         draws=draws,
         at_once=at_once,
         seed=seed,
-        fast=fast,
         make=make,
     )
     return refitter.refit(progress=progress)

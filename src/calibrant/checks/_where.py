@@ -30,7 +30,7 @@ class AbstractWhere(eqx.Module):
         """The prior of the run, in those coordinates."""
 
     @abc.abstractmethod
-    def method(self, method: GVI, *, fast: bool) -> GVI:
+    def method(self, method: GVI) -> GVI:
         """The run's method with the updates, learning rate and family of a refit."""
 
     @abc.abstractmethod
@@ -46,7 +46,14 @@ class AbstractWhere(eqx.Module):
 
 class PriorDraws(AbstractWhere):
     """Truths are draws of the prior, and refits start there: simulation-based calibration as Talts et al. (2018) have
-    it. It is a statement about the method over everything the prior thinks possible, and takes whole calibrations."""
+    it. It is a statement about the method over everything the prior thinks possible, and takes whole calibrations:
+    `updates` of each, as many as the run's by default."""
+
+    updates: int | None = eqx.field(default=None, static=True)
+
+    def __check_init__(self):
+        if self.updates is not None and self.updates < 1:
+            raise ValueError(f"PriorDraws needs one update or more, got {self.updates}.")
 
     def prior(self, posterior):
         return posterior.prior
@@ -54,9 +61,8 @@ class PriorDraws(AbstractWhere):
     def own(self, posterior):
         return posterior.prior
 
-    def method(self, method, *, fast):
-        updates = method.max_updates
-        return dataclasses.replace(method, max_updates=max(1, updates // 4) if fast else updates)
+    def method(self, method):
+        return dataclasses.replace(method, max_updates=self.updates or method.max_updates)
 
     def sentence(self):
         return "truths are draws of the prior, and so is the start of every refit"
@@ -86,12 +92,11 @@ class NearData(AbstractWhere):
     def own(self, posterior):
         return Through(posterior, learnt=False)
 
-    def method(self, method, *, fast):
+    def method(self, method):
         family = FullRankGaussian() if isinstance(method.family, FullRankGaussian) else method.family
-        updates = max(1, self.updates // 2) if fast else self.updates
         return dataclasses.replace(
             method,
-            max_updates=updates,
+            max_updates=self.updates,
             optimiser=None,
             learning_rate=self.learning_rate,
             final_learning_rate=self.learning_rate / 20,

@@ -21,10 +21,12 @@ _out = Console()
 
 def check_command(
     run: Annotated[Path, typer.Argument(help="a run directory")],
-    datasets: Annotated[int | None, typer.Option(help="refits: 60 by default, 30 with --fast", min=10)] = None,
-    fast: Annotated[bool, typer.Option("--fast", help="half of everything: a first look")] = False,
+    datasets: Annotated[int | None, typer.Option(help="refits: 50 by default, 25 with --fast", min=10)] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="half the data sets: a first look")] = False,
     prior: Annotated[bool, typer.Option("--prior", help="truths from the prior, each fitted as the run was")] = False,
-    updates: Annotated[int | None, typer.Option(help="of each refit near the data: 50 by default", min=1)] = None,
+    updates: Annotated[
+        int | None, typer.Option(help="of each refit: 50 by default, with --prior those of the run", min=1)
+    ] = None,
     at_once: Annotated[int, typer.Option(help="refits side by side; memory grows with it", min=1)] = 4,
     choose_weight: Annotated[bool, typer.Option("--choose-weight", help="also search the weight that covers")] = False,
     nominal: Annotated[float, typer.Option(help="with --choose-weight: probability of the intervals")] = 0.9,
@@ -34,8 +36,6 @@ def check_command(
 ) -> None:
     """Check the posterior of a run: calibration by refits to synthetic data, predictive checks, importance weights,
     identifiability, sensitivities. Writes check.json, pictures, and a section of the run's report."""
-    if prior and updates is not None:
-        raise ConfigError("--updates is for refits near the data; with --prior each is as long as the run.")
     if out is not None and out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; --out is the directory of check.json and pictures.")
     if not 0 < nominal < 1:
@@ -44,7 +44,7 @@ def check_command(
     method = config.method.build()
     assert isinstance(method, GVI)
     near = checks.NearData() if updates is None else checks.NearData(updates=updates)
-    where = checks.PriorDraws() if prior else near
+    where = checks.PriorDraws(updates) if prior else near
     result = checks.check(
         problem,
         calibration,
@@ -60,7 +60,7 @@ def check_command(
     result.save(folder)
     _print(result)
     if choose_weight:
-        _search(result, problem, calibration, method, where, at_once, fast, seed, nominal, folder, quiet)
+        _search(result, problem, calibration, method, where, at_once, seed, nominal, folder, quiet)
     _out.print(f"check: {folder / 'check.json'}", soft_wrap=True)
     if folder.resolve() == run.resolve():
         _out.print(f"report: {report_again(run)}", soft_wrap=True)
@@ -84,10 +84,10 @@ def _print(result: checks.Check) -> None:
         _out.print(f"- {sentence}", soft_wrap=True)
 
 
-def _search(result, problem, calibration, method, where, at_once, fast, seed, nominal, folder, quiet) -> None:
+def _search(result, problem, calibration, method, where, at_once, seed, nominal, folder, quiet) -> None:
     asked, most = result.refits.asked, 8
     refitter = checks.Refitter(
-        problem, calibration.posterior, method, where=where, data_sets=asked, at_once=at_once, seed=seed, fast=fast
+        problem, calibration.posterior, method, where=where, data_sets=asked, at_once=at_once, seed=seed
     )
     progress = NoProgress() if quiet else TerminalProgress(most * asked, "Searching the weight", "refits at most")
     with progress:
