@@ -42,7 +42,8 @@ def _ecdf_difference(axis: Any, u: np.ndarray, *, size: float, color: str, label
 def ranks_figure(check: CalibrationCheck) -> Figure:
     """Ranks of every parameter, plain and folded: distribution function minus the uniform one, inside an envelope that
     a right posterior leaves with probability `size`; width factor and shift beside."""
-    figure, axes = _axes(len(check.verdicts) + 1)
+    panels = len(check.verdicts) + 1
+    figure, axes = _axes(panels, columns=3 if panels in (5, 6) else 4)
     for axis, v, u in zip(axes, check.verdicts, check.ranks.T, strict=False):
         _ecdf_difference(axis, u, size=check.size, color=BLUE, label="ranks")
         _ecdf_difference(axis, np.abs(2 * u - 1), size=check.size, color=RED, label="folded ranks")

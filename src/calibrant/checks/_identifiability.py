@@ -29,6 +29,8 @@ from calibrant.posteriors import Posterior
 _SEEDS = 0x49440000
 #: Parts of a direction below this are not named.
 _NAMED = 0.25
+#: Derivatives (per standard deviation of the prior) of so many times the largest datum are no sensitivities of a model.
+_EXPLODED = 100.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Identifiability:
     `contraction`, by coordinate, and `directions`, of the posterior. `local`, by output stream: derivative of the
     expected data in each coordinate at the posterior's median, times the prior's standard deviation, shape
     (*data, dim); `predicted`, the directions of the information; both `None` where outputs have no finite derivative.
+    `exploded`: the largest derivative over the largest datum, where it is so large (a hundred or more) that the
+    information would be nonsense and is left out; else `None`.
     """
 
     names: tuple[str, ...]
@@ -74,6 +78,7 @@ class Identifiability:
     directions: Directions
     local: dict[str, np.ndarray] | None
     predicted: Directions | None
+    exploded: float | None = None
 
     def sentence(self) -> str:
         """In words."""
@@ -85,6 +90,11 @@ class Identifiability:
         )
         if loose:
             said += f" The data say next to nothing of {', '.join(loose)} by themselves."
+        if self.exploded is not None:
+            said += (
+                f" Derivatives of the outputs explode: up to {self.exploded:.2g} times the largest datum per standard "
+                "deviation of the prior; local information is left out."
+            )
         if self.local is None:
             said += " The outputs have no finite derivative, so there is no local information."
         return said
@@ -94,6 +104,7 @@ class Identifiability:
         return {
             "contraction": {n: float(c) for n, c in zip(self.names, self.contraction, strict=True)},
             "directions": self.directions.describe(),
+            "exploded": self.exploded,
             "information": None if self.predicted is None else self.predicted.describe(),
         }
 
@@ -129,12 +140,16 @@ def identifiability(
     spread, axes = np.linalg.eigh(np.atleast_2d(np.cov(white)))
     directions = Directions(names, 1 - spread, axes.T)
     local, information = _local(problem, posterior, np.median(after, axis=0), root, simulations, jacobians, seed)
-    predicted = None
-    if information is not None:
+    predicted = exploded = None
+    if local is not None:
+        largest = max(float(np.nanmax(np.abs(s))) for s in local.values())
+        datum = max(float(np.nanmax(np.abs(x))) for _, x in _named(problem.data))
+        exploded = largest / datum if largest > _EXPLODED * datum > 0 else None
+    if information is not None and exploded is None:
         f, axes = np.linalg.eigh(information)
         f = np.maximum(f[::-1], 0)
         predicted = Directions(names, f / (1 + f), axes[:, ::-1].T)
-    return Identifiability(names, contraction, directions, local, predicted)
+    return Identifiability(names, contraction, directions, local, predicted, exploded)
 
 
 def _local(

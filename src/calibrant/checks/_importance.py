@@ -74,7 +74,7 @@ class ImportanceCheck:
         return mean, np.sqrt(self.weights @ (self.z - mean) ** 2)
 
     def resampled(self, n: int, *, seed: int = 0) -> dict[str, np.ndarray]:
-        """`n` corrected draws: name -> array of shape (n, *shape), drawn by weight (systematic resampling)."""
+        """`n` corrected draws: name -> array of shape (n, *shape), drawn by weight (systematically)."""
         start = np.random.default_rng(seed).uniform()
         at = np.searchsorted(np.cumsum(self.weights), (start + np.arange(n)) / n)
         z = jnp.asarray(self.z[np.minimum(at, len(self.z) - 1)])
@@ -90,7 +90,7 @@ class ImportanceCheck:
             worst = int(np.argmax(np.abs(self.shift)))
             off = int(np.argmax(np.abs(np.log(self.width))))
             return (
-                f"{said}: weighted draws can stand in for it, to about {1 / np.sqrt(self.size):.2f} standard deviations. "
+                f"{said}: weighted draws can stand in for it, to {1 / np.sqrt(self.size):.2f} standard deviations. "
                 f"Against them the flow's centre is off by at most {abs(self.shift[worst]):.2f} ({self.names[worst]}), "
                 f"and its width is {self.width[off]:.2f} of theirs where it differs most ({self.names[off]})."
             )
