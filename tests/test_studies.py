@@ -119,3 +119,14 @@ def test_the_study_of_estimators_and_its_resumption(siblings, tmp_path, monkeypa
     assert capsys.readouterr().out.endswith(printed[printed.index("\nderivative in log beta") :])
     with pytest.raises(SystemExit):
         study.main([*arguments, "--simulations", "7"])
+
+
+def test_the_study_of_posterior_checks_in_its_smallest_form(tmp_path, capsys):
+    study = load("posterior_checks")
+    study.main(["--tiny", "--out", str(tmp_path / "out")])
+    models = json.loads((tmp_path / "out.json").read_text())["models"]
+    assert set(models) == {"normal", "random-walk"}
+    assert all(m["exact"]["passed"] for m in models.values())
+    assert not any(m["shifted by half"]["passed"] for m in models.values() if len(m["exact"]["parameters"]) > 1)
+    assert (tmp_path / "out.png").read_bytes()[:4] == b"\x89PNG"
+    assert "random-walk, exact" in capsys.readouterr().out

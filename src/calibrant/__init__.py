@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from calibrant import black_box as black_box
+from calibrant import checks as checks
 from calibrant import diagnostics as diagnostics
 from calibrant import estimators as estimators
 from calibrant import inference as inference

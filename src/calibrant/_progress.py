@@ -48,7 +48,8 @@ class NoProgress(AbstractProgress):
 class TerminalProgress(AbstractProgress):
     """A bar with the time left on a terminal; a line now and then where standard error is no terminal."""
 
-    def __init__(self, total: int, title: str = "Calibrating"):
+    def __init__(self, total: int, title: str = "Calibrating", unit: str = "updates"):
+        self._unit = unit
         self._total = total
         self._title = title
         self._console = Console(stderr=True)
@@ -87,7 +88,7 @@ class TerminalProgress(AbstractProgress):
             left = self._bar.tasks[self._task].time_remaining
             after = "" if left is None else f", about {left:.0f} s left"
             self._console.print(
-                f"{self._title}: {self._done} of {self._total} updates, {message}{after}", soft_wrap=True
+                f"{self._title}: {self._done} of {self._total} {self._unit}, {message}{after}", soft_wrap=True
             )
 
 

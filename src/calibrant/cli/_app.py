@@ -17,6 +17,7 @@ from calibrant._calibrate import CalibrationError, calibrate
 from calibrant._config import MODELS, Config, ConfigError, build_model, bundled_configs, load_config
 from calibrant._files import atomic_path, write_text
 from calibrant._simulate import simulate
+from calibrant.cli._check import check_command
 from calibrant.cli._compare import compare
 from calibrant.cli._run import names_run, read_run, report_again
 from calibrant.cli._signals import interrupted_by_sigterm
@@ -318,6 +319,9 @@ def _to_csv(outputs: Any) -> str:
     for t in range(length):
         writer.writerow([t + 1, *(f"{x[t]:.9g}" if t < len(x) else "" for x in columns.values())])
     return buffer.getvalue()
+
+
+app.command("check")(check_command)
 
 
 @app.command("report")

@@ -10,6 +10,8 @@ from calibrant._calibration import SCHEMA, Calibration
 from calibrant._config import Config, ConfigError
 from calibrant._files import load_arrays
 from calibrant._problem import Problem
+from calibrant.checks import PICTURES as CHECK_PICTURES
+from calibrant.checks import SCHEMA as CHECK_SCHEMA
 from calibrant.inference import Result
 from calibrant.posteriors import Posterior
 from calibrant.report import write_report
@@ -36,6 +38,7 @@ def report_of(
         about=about,
         truth=truth,
         forecast=forecast,
+        check=_check_of(folder),
     )
 
 
@@ -43,6 +46,22 @@ def names_run(target: str) -> bool:
     """Whether it is the directory of a run, whole or not."""
     path = Path(target)
     return path.is_dir() or (path.name != "" and path.with_name(path.name + ".unfinished").is_dir())
+
+
+def _check_of(folder: Path) -> dict[str, Any] | None:
+    """What `calibrant check` left in a run directory, with its pictures; `None` if there is nothing."""
+    path = folder / "check.json"
+    if not path.is_file():
+        return None
+    try:
+        check = json.loads(path.read_text(encoding="utf-8"))
+        if check["schema"] != CHECK_SCHEMA:
+            return None
+        pictures = {name: folder / f"check-{name}.png" for name in CHECK_PICTURES}
+        check["pictures"] = {name: p.read_bytes() for name, p in pictures.items() if p.is_file()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is no check of calibrant ({error}); run `calibrant check` again.") from error
+    return check
 
 
 def read_run(folder: Path) -> tuple[str, Config, str, Problem, Calibration]:

@@ -27,6 +27,8 @@ class AbstractLoss(eqx.Module):
     per_simulation: AbstractClassVar[bool]
     #: The fewest replicates it is defined for.
     min_replicates: AbstractClassVar[int]
+    #: Whether it is a negative log-likelihood, normalised: `exp(-loss)` is a density of the data.
+    is_likelihood = False
 
     @abc.abstractmethod
     def __call__(self, simulations: Any, data: Any, params: Mapping[str, Array]) -> Float[Array, ""]:
@@ -43,6 +45,14 @@ class AbstractLoss(eqx.Module):
     def check(self, data: Any) -> None:
         """Refuse, with a `ValueError`, data that have no loss whatever is simulated, such as negative counts."""
         del data
+
+    def with_data(self, data: Any) -> "AbstractLoss":
+        """The loss as it would have been built for other data: itself, unless it holds things computed from data.
+
+        **Raises:** `ValueError` where it cannot be rebuilt.
+        """
+        del data
+        return self
 
     @property
     def parameters(self) -> tuple[str, ...]:

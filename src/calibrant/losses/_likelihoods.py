@@ -38,6 +38,7 @@ class GaussianLogLikelihood(AbstractPointwiseLoss):
     scale: "float | str | Array"
 
     averaged = False
+    is_likelihood = True
 
     def __check_init__(self):
         require_positive(self.scale, "The scale of GaussianLogLikelihood")
@@ -63,6 +64,7 @@ class PoissonLogLikelihood(AbstractPointwiseLoss):
     floor: float = 0.1
 
     averaged = False
+    is_likelihood = True
 
     def __check_init__(self):
         require_positive(self.floor, "The floor of PoissonLogLikelihood")
@@ -88,6 +90,7 @@ class NegativeBinomialLogLikelihood(AbstractPointwiseLoss):
     floor: float = 0.1
 
     averaged = False
+    is_likelihood = True
 
     def __check_init__(self):
         require_positive(self.concentration, "The concentration of NegativeBinomialLogLikelihood")
@@ -139,6 +142,7 @@ class BinomialLogLikelihood(AbstractPointwiseLoss):
     floor: float = 1e-6
 
     averaged = False
+    is_likelihood = True
 
     def __init__(
         self,
@@ -214,8 +218,13 @@ class MarginalLikelihood(AbstractLoss):
         each = jax.vmap(lambda x: self.loss(jax.tree.map(lambda leaf: leaf[None], x), data, params))(simulations)
         return -(jax.scipy.special.logsumexp(-each) - jnp.log(each.shape[0]).astype(each.dtype))
 
+    is_likelihood = property(lambda self: self.loss.is_likelihood)  # pyright: ignore
+
     def check(self, data):
         self.loss.check(data)
+
+    def with_data(self, data):
+        return MarginalLikelihood(self.loss.with_data(data))
 
     def observe(self, key, simulation, params):
         return self.loss.observe(key, simulation, params)
@@ -236,6 +245,16 @@ class Streams(AbstractLoss):
 
     per_simulation = property(lambda self: all(x.per_simulation for x in self.losses.values()))  # pyright: ignore
     min_replicates = property(lambda self: max(x.min_replicates for x in self.losses.values()))  # pyright: ignore
+
+    @property
+    def is_likelihood(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Of the streams together: all of them are, and each counts once (or not at all)."""
+        weights = [self.weights.get(name, 1.0) for name in self.losses]
+        counted = [x for x, weight in zip(self.losses.values(), weights, strict=True) if weight != 0]
+        return bool(counted) and all(x.is_likelihood for x in counted) and set(weights) <= {0.0, 1.0}
+
+    def with_data(self, data):
+        return Streams({name: loss.with_data(data[name]) for name, loss in self.losses.items()}, self.weights)
 
     def __check_init__(self):
         if not self.losses:

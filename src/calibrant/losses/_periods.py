@@ -19,6 +19,11 @@ class Periods(AbstractLoss):
     per_simulation = property(lambda self: self.loss.per_simulation)  # pyright: ignore
     min_replicates = property(lambda self: self.loss.min_replicates)  # pyright: ignore
 
+    is_likelihood = property(lambda self: self.loss.is_likelihood)  # pyright: ignore
+
+    def with_data(self, data):
+        return Periods(self.loss.with_data(self._sums(data, 0)), self.length)
+
     def __check_init__(self):
         if self.length < 1:
             raise ValueError(f"Periods needs a length of at least 1, got {self.length}.")

@@ -48,6 +48,7 @@ class MaximumMeanDiscrepancy(AbstractLoss):
     bandwidth: Float[Array, ""]
     within_data: Float[Array, ""]
     lags: int = eqx.field(static=True)
+    given: tuple[float | None, float] = eqx.field(static=True)
 
     per_simulation = False
     min_replicates = 1
@@ -63,6 +64,7 @@ class MaximumMeanDiscrepancy(AbstractLoss):
         if not 1 <= lags <= len(series) - 2:
             raise ValueError(f"MaximumMeanDiscrepancy needs 1 <= lags <= {len(series) - 2}, got {lags}.")
         self.lags = lags
+        self.given = (bandwidth, bandwidth_factor)
         self.data = jnp.asarray(series, dtype=float)
         points = np.asarray(self._points(self.data))
         width = bandwidth_factor * (median_distance(points) if bandwidth is None else bandwidth)
@@ -70,6 +72,13 @@ class MaximumMeanDiscrepancy(AbstractLoss):
             raise ValueError(f"MaximumMeanDiscrepancy needs a positive bandwidth, got {width}.")
         self.bandwidth = jnp.asarray(width, dtype=float)
         self.within_data = _off_diagonal_mean(self._kernel(jnp.asarray(points), jnp.asarray(points)))
+
+    def with_data(self, data):
+        leaves = jax.tree.leaves(data)
+        if len(leaves) != 1:
+            raise ValueError(f"MaximumMeanDiscrepancy is of one array, but the data have {len(leaves)}.")
+        bandwidth, factor = self.given
+        return MaximumMeanDiscrepancy(leaves[0], lags=self.lags, bandwidth=bandwidth, bandwidth_factor=factor)
 
     def _points(self, series: Array) -> Array:
         n = series.shape[0] - self.lags + 1

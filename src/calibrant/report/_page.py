@@ -50,6 +50,41 @@ def _rows(calibration: Calibration, about: Mapping[str, Mapping[str, str]]) -> l
     return rows
 
 
+def _check_section(check: Mapping[str, Any]) -> dict[str, Any]:
+    """The verdicts of a check, its table and its pictures."""
+
+    def row(name: str, v: Mapping[str, Any]) -> dict[str, str]:
+        w = v["width"]
+        (low, high), (left, right) = w["factor_interval"], w["shift_interval"]
+        return {
+            "name": name,
+            "word": v["word"],
+            "width": f"{w['factor']:.2f} ({low:.2f} to {high:.2f})",
+            "shift": f"{w['shift']:+.2f} ({left:+.2f} to {right:+.2f})",
+            "half": f"{v['coverage']['0.5'][0]:.0%}",
+            "most": f"{v['coverage']['0.9'][0]:.0%}",
+            "contraction": "" if v["contraction"] is None else f"{v['contraction']:.0%}",
+        }
+
+    return {
+        "verdict": check["verdict"],
+        "sentences": check["sentences"][1:],
+        "rows": [row(name, v) for name, v in check["calibration"]["parameters"].items()],
+        "pictures": {_PICTURES[n]: base64.b64encode(x).decode() for n, x in check["pictures"].items()},
+    }
+
+
+#: What pictures of a check show.
+_PICTURES = {
+    "ranks": "Ranks of truths among draws of their refits, less the uniform: a right posterior stays in the grey.",
+    "coverage": "How often intervals, and regions of all parameters together, hold the truth.",
+    "predictive": "Summaries of data simulated at the posterior, and of the observed data (line).",
+    "identifiability": "What the data constrain.",
+    "sensitivity": "What moves the outputs, over the prior.",
+    "weight": "Coverage by the weight of the KL divergence.",
+}
+
+
 def _key():
     import jax
 
@@ -66,12 +101,14 @@ def write_report(
     about: Mapping[str, Mapping[str, str]] | None = None,
     truth: Mapping[str, float] | None = None,
     forecast: Problem | None = None,
+    check: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `report.html`.
 
     **Arguments:** `about`, name -> `{"units": ..., "description": ...}` beyond what the model says itself; `truth`,
     scalar name -> value, for synthetic data; `config`, the text of the configuration; `forecast`, a problem like the
-    first that goes on to days that were not fitted.
+    first that goes on to days that were not fitted; `check`, what `checks.Check.describe` says, and `pictures`, name ->
+    PNG.
     """
     described = {
         name: {"units": info.units, "description": info.description}
@@ -139,6 +176,7 @@ def write_report(
         plan={} if calibration.plan is None else {"columns": PLAN_COLUMNS, "rows": plan_rows(calibration.plan)},
         figures=figures,
         failing=failure_rows(failure_maps(calibration)),
+        check=None if check is None else _check_section(check),
         config=config,
         versions=_versions(),
     )
