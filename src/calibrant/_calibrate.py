@@ -15,7 +15,7 @@ from calibrant._problem import Problem
 from calibrant._progress import AbstractProgress, NoProgress, TerminalProgress, table
 from calibrant.diagnostics import start_check
 from calibrant.diagnostics._start import MOST_CHECKED
-from calibrant.inference import GVI, AbstractMethod, Evaluation, Result, best_evaluation
+from calibrant.inference import GVI, AbstractMethod, Evaluation, Result
 from calibrant.inference._planner import PLAN_COLUMNS
 from calibrant.inference._watch import Watch
 from calibrant.posteriors import Posterior
@@ -51,8 +51,8 @@ def calibrate(
     - `priors`: of the free parameters, by name; by default all of the model's own.
     - `method`: `GVI()` by default.
     - `seed`: equal seeds give equal bits (same program, versions and kind of device).
-    - `start`: begin at this posterior, of the same parameters, priors and family, and not at the prior: at what a
-      smaller model of the same kind has learnt, say.
+    - `start`: begin at this posterior, of the same parameters, priors and (for GVI) family, and not at the prior: at
+      what a smaller model of the same kind has learnt, say.
     - `progress`: a bar on standard error, or an object of one's own.
     - `check_gradients`: at the start, set the gradient beside central differences, parameter by parameter
       (`diagnostics.start_check`); by default where progress is shown.
@@ -90,7 +90,7 @@ def calibrate(
     def evaluated() -> dict[str, Any]:
         nonlocal best
         history.append(_row(int(state.update), method.evaluate(problem, state, _FIXED)))
-        if best_evaluation(history) == len(history) - 1:
+        if method.best(history) == len(history) - 1:
             best = state
         return history[-1]
 
@@ -113,7 +113,7 @@ def calibrate(
                 row = evaluated()
                 failed = 1 - np.mean(_joined(block)["finite"])
                 result = Result.TOO_MANY_FAILURES if failed > method.max_failed_fraction else method.terminate(history)
-                message = f"loss {row['loss']:.4g}, KL {row['kl']:.3g}"
+                message = f"loss {row['loss']:.4g}" + (f", KL {row['kl']:.3g}" if np.isfinite(row["kl"]) else "")
                 progress.advance(updates, message + (f", {failed:.0%} failed" if failed else ""))
                 for signature in watch(history, _joined(block)):
                     progress.note(f"Watch out: {signature}.")
@@ -123,7 +123,7 @@ def calibrate(
                 evaluated()
     evaluation = method.evaluate(problem, best, _FRESH)
     runs = method.runs_an_update(problem, prior.dim)
-    calibration = _finish(best, result, evaluation, history, records, runs, seed)
+    calibration = _finish(method, best, result, evaluation, history, records, runs, seed)
     seconds = time.perf_counter() - started
     calibration.timings.update(total=seconds, first_updates=compiled)
     if plan is not None:
@@ -160,10 +160,13 @@ def _row(update: int, evaluation: Evaluation) -> dict[str, Any]:
         "objective": float(evaluation.objective),
         "standard_error": float(evaluation.standard_error),
         "failed": int(evaluation.failed),
+        **{name: float(x) for name, x in evaluation.extra.items()},
     }
 
 
-def _finish(best, result: Result, evaluation, history, records, runs: int, seed: int) -> Calibration:
+def _finish(
+    method: AbstractMethod, best, result: Result, evaluation, history, records, runs: int, seed: int
+) -> Calibration:
     fields = ("loss", "kl", "objective", "gradient_norm", "signal_to_noise")
     updates = {
         name: np.concatenate([getattr(r, name) for r in records] or [np.zeros(0)]).astype(float) for name in fields
@@ -172,6 +175,8 @@ def _finish(best, result: Result, evaluation, history, records, runs: int, seed:
     dim = prior.dim
     finite = np.concatenate([r.finite.ravel() for r in records] or [np.zeros(0, bool)])
     z = np.concatenate([r.coordinates.reshape(-1, dim) for r in records] or [np.zeros((0, dim))])
+    extra = records[0].extra if records else {}
+    updates |= {name: np.concatenate([r.extra[name] for r in records]).astype(float) for name in extra}
     updates["failed"] = np.concatenate([np.sum(~r.finite, axis=1) for r in records] or [np.zeros(0)])
     failed = z[~finite][:_KEPT_FAILURES]
     failures = jax.vmap(prior.constrain)(failed) if len(failed) else {}
@@ -179,6 +184,7 @@ def _finish(best, result: Result, evaluation, history, records, runs: int, seed:
     reasons: dict[Result, str] = {
         Result.CONVERGED: "No improvement on the evaluation set for as long as `patience` allows.",
         Result.MAX_UPDATES: "All updates were made.",
+        Result.BUDGET_SPENT: "All simulations that were allowed were made.",
         Result.INTERRUPTED: "Interrupted; the posterior is the best so far.",
         Result.TOO_MANY_FAILURES: (
             f"{_failed_of(records[-1])} of the last simulations were not finite, more than `max_failed_fraction` "
@@ -193,15 +199,18 @@ def _finish(best, result: Result, evaluation, history, records, runs: int, seed:
     return Calibration(
         posterior=best.posterior,
         result=result,
-        reason=reasons[result] + (" None was better than the start." if best_evaluation(history) == 0 else ""),
+        reason=(method.explain(result) or reasons[result])
+        + (" None was better than the start." if method.best(history) == 0 else ""),
         evaluation={k: v for k, v in _row(0, evaluation).items() if k != "update"},
         history=history,
         updates=updates,
         failures={k: np.asarray(v) for k, v in failures.items()},
-        n_simulations=len(updates["loss"]) * runs,
+        n_simulations=int(np.sum(updates["simulations"])) if "simulations" in updates else len(updates["loss"]) * runs,
         n_failed=int(np.sum(~finite)),
         seed=seed,
         timings={},
+        method=type(method).__name__,
+        diagnostics=method.diagnose(best),
     )
 
 

@@ -9,6 +9,10 @@ from calibrant.inference._base import best_evaluation as best_evaluation
 from calibrant.inference._black_box import FlowScore as FlowScore
 from calibrant.inference._gvi import GVI as GVI
 from calibrant.inference._gvi import default_optimiser as default_optimiser
+from calibrant.inference._mala import MALA as MALA
+from calibrant.inference._nuts import NUTS as NUTS
 from calibrant.inference._planner import AutoMode as AutoMode
 from calibrant.inference._planner import Plan as Plan
+from calibrant.inference._point import Point as Point
+from calibrant.inference._smc_abc import SMCABC as SMCABC
 from calibrant.inference._watch import Signature as Signature
