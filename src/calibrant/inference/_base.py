@@ -92,6 +92,15 @@ def best_evaluation(history: list[dict[str, Any]]) -> int | None:
     return min(finite, key=lambda i: (history[i]["failed"], history[i]["objective"]), default=None)
 
 
+def planned_updates(most: int, evaluations: int) -> tuple[int, int]:
+    """How many updates, `most` or a little fewer, and how many between evaluations, so that all blocks of them, and
+    the pieces that they are made in, are of one length and compiled once.
+    """
+    every = max(1, most // evaluations)
+    every -= every % 10 if every >= 10 else 0
+    return most - most % every, every
+
+
 def require_same_prior(start: Posterior, prior: Prior) -> None:
     """Refuse, with a `ValueError`, to start at a posterior whose coordinates mean something else."""
     if start.prior.names != prior.names:

@@ -39,6 +39,7 @@ from calibrant.inference._base import (
     State,
     UpdateRecord,
     best_evaluation,
+    planned_updates,
     require_same_prior,
 )
 from calibrant.inference._black_box import FlowScore
@@ -214,16 +215,17 @@ class GVI(AbstractMethod):
 
     def with_budget(self, problem, prior, simulations):
         each = self.runs_an_update(problem, prior.dim)
-        # An evaluation at the start and ten on the way, no more than a fifth of the budget.
-        evaluations = simulations // 55 // self.replicates
-        updates = (simulations - 11 * min(self.evaluation_simulations, evaluations) * self.replicates) // each
+        # An evaluation at the start and ten or so on the way, no more than a fifth of the budget.
+        evaluations = simulations // 100 // self.replicates
+        updates = (simulations - 20 * min(self.evaluation_simulations, evaluations) * self.replicates) // each
         if evaluations < 2 or updates < 10:
-            least = max(110 * self.replicates, 13 * each)
+            least = max(200 * self.replicates, 13 * each)
             raise ValueError(f"GVI with these settings needs {least} simulations or more, got {simulations}.")
+        fewer, every = planned_updates(updates, 10)
         return dataclasses.replace(
             self,
-            max_updates=updates,
-            evaluate_every=-(-updates // 10),
+            max_updates=fewer,
+            evaluate_every=every,
             evaluation_simulations=min(self.evaluation_simulations, evaluations),
         )
 

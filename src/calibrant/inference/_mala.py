@@ -17,6 +17,7 @@ from blackjax.mcmc.proposal import static_binomial_sampling
 from calibrant._autodiff import AbstractMode, ReverseMode
 from calibrant._horizon import AbstractHorizon, FullHorizon
 from calibrant.estimators import AbstractEstimator, Pathwise
+from calibrant.inference._base import planned_updates
 from calibrant.inference._mcmc import AbstractMCMC, Move
 
 
@@ -51,13 +52,14 @@ class MALA(AbstractMCMC):
         if transitions < 40:
             least = self._runs_at_start(problem, prior.dim) + 40 * each
             raise ValueError(f"MALA with these settings needs {least} simulations or more, got {simulations}.")
+        transitions, every = planned_updates(transitions, 20)
         warmup = min(1000, transitions // 2)
         return dataclasses.replace(
             self,
             warmup=warmup,
             draws=transitions - warmup,
             max_simulations=simulations,
-            evaluate_every=max(1, transitions // 20),
+            evaluate_every=every,
         )
 
     def _first_step(self, dim):

@@ -25,13 +25,13 @@ mass matrix over windows that double. It ends after `warmup` updates, or when ha
 
 import abc
 import math
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from blackjax import diagnostics
 from blackjax.adaptation.mass_matrix import mass_matrix_adaptation
 from blackjax.adaptation.staged_adaptation import build_schedule
 from blackjax.adaptation.step_size import dual_averaging_adaptation
@@ -67,7 +67,8 @@ if TYPE_CHECKING:  # a spelling that type checkers do not take for fields
 else:
     from equinox import AbstractVar
 
-_SHOWN, _TARGET, _START, _MOVES = 0, 0, 1, 2
+_SHOWN = 0
+_TARGET, _START, _MOVES = 0, 1, 2  # streams of random numbers
 _CONVERGED = 1.01  # Vehtari et al. 2021, Bayesian Analysis 16(2)
 
 
@@ -89,6 +90,7 @@ class Walk(eqx.Module):
     #: In simulations, and how many of them were differentiated.
     spent: Int[Array, ""]
     gradients: Int[Array, ""]
+    failed_candidates: Int[Array, ""]
 
 
 class Move(eqx.Module):
@@ -146,8 +148,8 @@ class AbstractMCMC(AbstractMethod):
 
     @property
     def max_updates(self) -> int:
-        """One to find starts, and the transitions."""
-        return 1 + self.warmup + self.draws
+        """Transitions. The first of them begins with the choice of where to start."""
+        return self.warmup + self.draws
 
     @property
     def _how(self) -> Differentiation:
@@ -175,25 +177,8 @@ class AbstractMCMC(AbstractMethod):
             require_same_prior(start, prior)
             points, _ = start.sample_coordinates(key, room[0] * room[1])
         points = points.reshape(*room, prior.dim)
+        walk = _walk(points, self._first_step(prior.dim), self.target_acceptance)
         zero = jnp.zeros((), jnp.int32)
-        ones = jnp.ones(self.chains, points.dtype)
-        first = self._first_step(prior.dim)
-        step_init, _, _ = dual_averaging_adaptation(self.target_acceptance)
-        scale_init, _, _ = mass_matrix_adaptation(True)
-        walk = Walk(
-            position=points[:, 0],
-            log_density=-jnp.inf * ones,
-            gradient=jnp.zeros_like(points[:, 0]),
-            step_size=first * ones,
-            scales=jnp.ones_like(points[:, 0]),
-            step_adaptation=jax.tree.map(jnp.asarray, jax.vmap(step_init)(first * ones)),
-            scale_adaptation=jax.vmap(lambda _: scale_init(prior.dim))(ones),
-            warm=jnp.ones((), bool),
-            divergences=zero,
-            acceptance=jnp.zeros((), points.dtype),
-            spent=zero,
-            gradients=zero,
-        )
         return settled(State(Posterior(prior, Chains(points, zero)), walk, None, None, zero, words))
 
     @abc.abstractmethod
@@ -239,9 +224,34 @@ class AbstractMCMC(AbstractMethod):
             "divergences": int(walk.divergences),
             "acceptance": float(walk.acceptance),
             "step_size": np.asarray(walk.step_size).tolist(),
+            "failed_candidates": int(walk.failed_candidates),
             "gradients": int(walk.gradients),
         }
         return out | chain_statistics(state.posterior)
+
+
+@eqx.filter_jit
+def _walk(points: Array, step_size: float, target_acceptance: float) -> Walk:
+    """Before the first update."""
+    position = points[:, 0]
+    zero, steps = jnp.zeros((), jnp.int32), jnp.full(position.shape[0], step_size, points.dtype)
+    step_init, _, _ = dual_averaging_adaptation(target_acceptance)
+    scale_init, _, _ = mass_matrix_adaptation(True)
+    return Walk(
+        position=position,
+        log_density=jnp.full_like(steps, -jnp.inf),
+        gradient=jnp.zeros_like(position),
+        step_size=steps,
+        scales=jnp.ones_like(position),
+        step_adaptation=jax.tree.map(jnp.asarray, jax.vmap(step_init)(steps)),
+        scale_adaptation=jax.vmap(lambda _: scale_init(position.shape[1]))(steps),
+        warm=jnp.ones((), bool),
+        divergences=zero,
+        acceptance=jnp.zeros((), points.dtype),
+        spent=zero,
+        gradients=zero,
+        failed_candidates=zero,
+    )
 
 
 def _chains(posterior: Posterior) -> Chains:
@@ -257,18 +267,21 @@ def chain_statistics(posterior: Posterior) -> dict[str, Any]:
     values = posterior.chains(10**9)
     if values is None or flow.points.shape[0] < 2 or int(flow.count) < 8:
         return {}
-    x = jnp.concatenate([v.reshape(*v.shape[:2], -1) for v in values.values()], axis=2)
+    with warnings.catch_warnings():  # ArviZ announces its refactoring on import
+        warnings.simplefilter("ignore")
+        import arviz as az
+    x = np.concatenate([np.asarray(v).reshape(*v.shape[:2], -1) for v in values.values()], axis=2)
+    data = az.convert_to_dataset({"x": x})
     names = posterior.prior.scalar_names()
 
     def named(statistic: Any) -> dict[str, float | None]:
-        each = np.asarray(statistic(x)).reshape(-1)
-        return {n: float(v) if np.isfinite(v) else None for n, v in zip(names, each, strict=True)}
+        return {n: float(v) if np.isfinite(v) else None for n, v in zip(names, statistic["x"].to_numpy(), strict=True)}
 
-    r_hat = named(diagnostics.rhat)
+    r_hat = named(az.rhat(data))
     return {
         "r_hat": r_hat,
-        "ess_bulk": named(diagnostics.ess_bulk),
-        "ess_tail": named(diagnostics.ess_tail),
+        "ess_bulk": named(az.ess(data, method="bulk")),
+        "ess_tail": named(az.ess(data, method="tail")),
         "converged": all(v is not None and v < _CONVERGED for v in r_hat.values()),
     }
 
@@ -284,22 +297,31 @@ def _updates(method: AbstractMCMC, problem: Problem, state: State, updates: int,
     kinds, ends = (jnp.asarray([s[i] for s in schedule]) for i in (0, 1))
 
     def update(state: State) -> tuple[State, UpdateRecord]:
+        old, flow = state.optimiser, _chains(state.posterior)
+        # Branches take and return what is small, so that the draws are never copied.
+        candidates = flow.points[:, : method.candidates]
+        walk = jax.lax.cond(state.update == 0, lambda: _begun(method, target, candidates, old), lambda: old)
         spent = jnp.zeros((), bool)
         if method.max_simulations is not None:
-            spent = state.optimiser.spent >= method.max_simulations
-        case = jnp.where(state.update == 0, 0, jnp.where(spent, 2, 1))
-        parts = (lambda: _start(method, target, state), lambda: _move(method, target, kinds, ends, state))
-        # Branches return arrays: the numbers in a prior would become some, too.
-        cases = [lambda part=part: eqx.partition(part(), eqx.is_array)[0] for part in (*parts, lambda: _stay(state))]
-        new, record = jax.lax.switch(case, cases)
-        return eqx.combine(new, eqx.partition(state, eqx.is_array)[1]), record
+            spent = walk.spent >= method.max_simulations
+        key = key_of(state.seed, _MOVES + state.update)
+        walk, record = jax.lax.cond(
+            spent,
+            lambda: _stay(walk),
+            lambda: _move(method, target, kinds, ends, key, walk, state.update, flow.count),
+        )
+        keep = ~spent & ~walk.warm
+        here = jnp.minimum(flow.count, method.draws - 1)
+        points = flow.points.at[:, here].set(jnp.where(keep, walk.position, flow.points[:, here]))
+        kept = Chains(points, jnp.minimum(flow.count + keep, method.draws).astype(jnp.int32))
+        extra = {"simulations": walk.spent - old.spent, "gradients": walk.gradients - old.gradients}
+        record = eqx.tree_at(lambda r: r.extra, record, record.extra | extra)
+        return State(Posterior(prior, kept), walk, None, None, state.update + 1, state.seed), record
 
     return repeated(update, state, updates, count)
 
 
-def _record(
-    target: Target, walk: Walk, looked_at: Array, finite: Array, acceptance: Array, divergent: Array, before: Walk
-) -> UpdateRecord:
+def _record(target: Target, walk: Walk, moved: Move, acceptance: Array) -> UpdateRecord:
     nan = jnp.full((), jnp.nan, walk.position.dtype)
     losses = jax.vmap(target.loss)(walk.position, walk.log_density)
     return UpdateRecord(
@@ -308,26 +330,19 @@ def _record(
         objective=nan,
         gradient_norm=jnp.mean(jnp.linalg.norm(walk.gradient, axis=1)),
         signal_to_noise=nan,
-        coordinates=looked_at,
-        finite=finite,
+        coordinates=moved.looked_at,
+        finite=moved.finite,
         extra={
-            "acceptance": acceptance,
-            "divergent": jnp.sum(divergent).astype(jnp.int32),
+            "acceptance": jnp.mean(acceptance),
+            "divergent": jnp.sum(moved.divergent).astype(jnp.int32),
             "step_size": jnp.mean(walk.step_size),
-            "simulations": walk.spent - before.spent,
-            "gradients": walk.gradients - before.gradients,
         },
     )
 
 
-def _next(state: State, posterior: Posterior, walk: Walk) -> State:
-    return State(posterior, walk, None, None, state.update + 1, state.seed)
-
-
-def _start(method: AbstractMCMC, target: Target, state: State) -> tuple[State, UpdateRecord]:
+def _begun(method: AbstractMCMC, target: Target, points: Float[Array, "chains candidates dim"], walk: Walk) -> Walk:
     """Each chain begins at the best of its candidates."""
-    walk, prior = state.optimiser, target.prior
-    points = _chains(state.posterior).points[:, : method.candidates]
+    prior = target.prior
     flat = points.reshape(-1, prior.dim)
     words = jnp.broadcast_to(target.words, (flat.shape[0], *target.words.shape[1:]))
     losses, finite = target.how.losses(target.problem, prior, flat, words)
@@ -336,36 +351,40 @@ def _start(method: AbstractMCMC, target: Target, state: State) -> tuple[State, U
     position = points[jnp.arange(method.chains), best]
     log_density, gradient = jax.vmap(jax.value_and_grad(target))(position)
     each = method.runs_an_update(target.problem, prior.dim)
-    new = eqx.tree_at(
-        lambda w: (w.position, w.log_density, w.gradient, w.spent, w.gradients),
-        walk,
-        (
-            position,
-            log_density,
-            gradient,
-            walk.spent + method._runs_at_start(target.problem, prior.dim),
-            walk.gradients + (each if target.how.differentiates else 0),
-        ),
+    begun = (
+        position,
+        log_density,
+        gradient,
+        jnp.sum(~finite).astype(jnp.int32),
+        walk.spent + method._runs_at_start(target.problem, prior.dim),
+        walk.gradients + each * target.how.differentiates,
     )
-    nan = jnp.full((), jnp.nan, position.dtype)
-    record = _record(target, new, position, jnp.isfinite(log_density), nan, jnp.zeros(method.chains, bool), walk)
-    return _next(state, state.posterior, new), record
+    return eqx.tree_at(
+        lambda w: (w.position, w.log_density, w.gradient, w.failed_candidates, w.spent, w.gradients), walk, begun
+    )
 
 
-def _stay(state: State) -> tuple[State, UpdateRecord]:
+def _stay(walk: Walk) -> tuple[Walk, UpdateRecord]:
     """An update after all simulations are spent: nothing."""
-    walk = state.optimiser
     chains, nan = walk.log_density.shape[0], jnp.full((), jnp.nan, walk.position.dtype)
-    zero = jnp.zeros((), jnp.int32)
-    extra = {"acceptance": nan, "divergent": zero, "step_size": nan, "simulations": zero, "gradients": zero}
+    extra = {"acceptance": nan, "divergent": jnp.zeros((), jnp.int32), "step_size": nan}
     record = UpdateRecord(nan, nan, nan, nan, nan, walk.position, jnp.ones(chains, bool), extra)
-    return _next(state, state.posterior, walk), record
+    return walk, record
 
 
-def _move(method: AbstractMCMC, target: Target, kinds: Array, ends: Array, state: State) -> tuple[State, UpdateRecord]:
-    walk, prior, flow = state.optimiser, target.prior, _chains(state.posterior)
-    keys = jax.random.split(key_of(state.seed, _MOVES + state.update), method.chains)
-    t = state.update - 1  # transitions so far
+def _move(
+    method: AbstractMCMC,
+    target: Target,
+    kinds: Array,
+    ends: Array,
+    key: PRNGKeyArray,
+    walk: Walk,
+    t: Int[Array, ""],
+    drawn: Int[Array, ""],
+) -> tuple[Walk, UpdateRecord]:
+    """Transition number `t` of every chain, with what it teaches the adaptation; `drawn` were kept before."""
+    prior = target.prior
+    keys = jax.random.split(key, method.chains)
     _, step_update, step_final = dual_averaging_adaptation(method.target_acceptance)
     _, scale_update, scale_final = mass_matrix_adaptation(True)
     step_init, _, _ = dual_averaging_adaptation(method.target_acceptance)
@@ -401,7 +420,6 @@ def _move(method: AbstractMCMC, target: Target, kinds: Array, ends: Array, state
 
     evaluations = jnp.sum(moved.evaluations).astype(jnp.int32)
     cost = evaluations * (method.runs_an_update(target.problem, prior.dim) // method.chains)
-    drawn = flow.count
     keep = (~warm).astype(jnp.int32)
     share = jnp.where(warm, 0, 1 / (drawn + 1).astype(acceptance.dtype))
     mean = walk.acceptance + share * (jnp.mean(acceptance) - walk.acceptance)
@@ -417,13 +435,10 @@ def _move(method: AbstractMCMC, target: Target, kinds: Array, ends: Array, state
         divergences=walk.divergences + keep * jnp.sum(moved.divergent).astype(jnp.int32),
         acceptance=mean,
         spent=walk.spent + cost,
-        gradients=walk.gradients + (cost if target.how.differentiates else 0),
+        gradients=walk.gradients + cost * target.how.differentiates,
+        failed_candidates=walk.failed_candidates,
     )
-    here = jnp.minimum(drawn, method.draws - 1)
-    points = jnp.where(warm, flow.points, flow.points.at[:, here].set(moved.position))
-    posterior = Posterior(prior, Chains(points, jnp.minimum(drawn + keep, method.draws)))
-    record = _record(target, new, moved.looked_at, moved.finite, jnp.mean(acceptance), moved.divergent, walk)
-    return _next(state, posterior, new), record
+    return new, _record(target, new, moved, acceptance)
 
 
 def _where(condition: Array, new: Any, old: Any) -> Any:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from calibrant._autodiff import AbstractMode, ReverseMode
 from calibrant._horizon import AbstractHorizon, FullHorizon
 from calibrant.estimators import AbstractEstimator, Pathwise
+from calibrant.inference._base import planned_updates
 from calibrant.inference._mcmc import AbstractMCMC, Move
 
 _STEPS = 3  # at least, of a trajectory, where a budget is planned
@@ -58,10 +59,9 @@ class NUTS(AbstractMCMC):
     evaluation_simulations: int = eqx.field(default=100, static=True)
     max_failed_fraction: float = eqx.field(default=0.9, static=True)
 
-    def check(self, problem, prior):
+    def __check_init__(self):
         if not isinstance(self.max_doublings, int) or not 1 <= self.max_doublings <= 20:
             raise ValueError(f"NUTS needs `max_doublings` from 1 to 20, got {self.max_doublings!r}.")
-        super().check(problem, prior)
 
     def with_budget(self, problem, prior, simulations):
         each = self.runs_an_update(problem, prior.dim)
@@ -70,13 +70,14 @@ class NUTS(AbstractMCMC):
             least = self._runs_at_start(problem, prior.dim) + 40 * _STEPS * each
             raise ValueError(f"NUTS with these settings needs {least} simulations or more, got {simulations}.")
         # Warm-up is planned for trajectories of eight steps; it ends at half of the budget in any case.
+        transitions, every = planned_updates(transitions, 20)
         warmup = min(1000, max(20, transitions * _STEPS // 16))
         return dataclasses.replace(
             self,
             warmup=warmup,
-            draws=transitions,
+            draws=transitions - warmup,
             max_simulations=simulations,
-            evaluate_every=max(1, transitions // 20),
+            evaluate_every=every,
         )
 
     def _first_step(self, dim):

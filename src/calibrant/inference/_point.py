@@ -33,6 +33,7 @@ from calibrant.inference._base import (
     Result,
     State,
     UpdateRecord,
+    planned_updates,
     require_same_prior,
 )
 from calibrant.inference._losses import (
@@ -157,7 +158,8 @@ class Point(AbstractMethod):
         if end < 2 or updates < 10:
             least = max(6 * each, 15 * self.runs_an_update(problem, prior.dim))
             raise ValueError(f"Point with these settings needs {least} simulations or more, got {simulations}.")
-        return dataclasses.replace(self, max_updates=updates, end_simulations=end, evaluate_every=max(1, updates // 10))
+        updates, every = planned_updates(updates, 10)
+        return dataclasses.replace(self, max_updates=updates, end_simulations=end, evaluate_every=every)
 
     def init(self, problem, prior, seed, start=None):
         self.check(problem, prior)

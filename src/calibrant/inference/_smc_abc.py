@@ -30,6 +30,7 @@ from calibrant.posteriors import Particles, Posterior
 
 _SHOWN = 0
 _FEWEST = 0.1  # of the particles, that a tolerance leaves where many distances are equal
+_DEVIATIONS = 200
 _POPULATIONS = 20  # at least, where a budget is planned
 
 
@@ -55,7 +56,7 @@ class SMCABC(AbstractMethod):
     **Arguments:**
 
     - `particles`; `replicates`: simulations of each, of which the loss is one distance.
-    - `keep`: share of the particles that each new tolerance keeps (`alpha` in the paper); the rest become copies.
+    - `alpha`: share of the particles that each new tolerance keeps; the rest become copies of these.
     - `tolerance`: stop once it is reached; `None` goes on.
     - `min_acceptance`: stop once fewer of the moves are accepted.
     - `max_updates`, populations, the first included; `evaluate_every` so many there is a report.
@@ -65,7 +66,7 @@ class SMCABC(AbstractMethod):
 
     particles: int = eqx.field(default=1000, static=True)
     replicates: int = eqx.field(default=1, static=True)
-    keep: float = eqx.field(default=0.8, static=True)
+    alpha: float = eqx.field(default=0.8, static=True)
     tolerance: float | None = eqx.field(default=None, static=True)
     min_acceptance: float = eqx.field(default=0.015, static=True)
     max_updates: int = eqx.field(default=50, static=True)
@@ -81,8 +82,8 @@ class SMCABC(AbstractMethod):
                 raise ValueError(f"SMCABC needs `{name}` to be a whole number >= 1, got {value!r}.")
         if not isinstance(self.particles, int) or self.particles < 20:
             raise ValueError(f"SMCABC needs `particles` to be a whole number >= 20, got {self.particles!r}.")
-        if not 0 < self.keep < 1:
-            raise ValueError(f"SMCABC needs `keep` between 0 and 1, got {self.keep}.")
+        if not 0 < self.alpha < 1:
+            raise ValueError(f"SMCABC needs `alpha` between 0 and 1, got {self.alpha}.")
         if self.tolerance is not None and not math.isfinite(self.tolerance):
             raise ValueError(f"SMCABC needs a finite `tolerance`, or None, got {self.tolerance}.")
         if not 0 <= self.min_acceptance < 1:
@@ -188,7 +189,7 @@ def _update(method: SMCABC, problem: Problem, state: State) -> tuple[State, Upda
     first = state.update == 0
     copy, noise, accept = jax.random.split(key_of(state.seed, 1 + state.update), 3)
 
-    tolerance = jnp.where(first, jnp.inf, _next_tolerance(population, method.keep, method.tolerance))
+    tolerance = jnp.where(first, jnp.inf, _next_tolerance(population, method.alpha, method.tolerance))
     close = (population.distance <= tolerance) & jnp.isfinite(population.distance)
     # Copies of particles that are close enough take the place of the others.
     chosen = jax.random.categorical(copy, jnp.where(jnp.any(close), jnp.where(close, 0.0, -jnp.inf), 0.0), shape=(n,))
@@ -232,14 +233,14 @@ def _update(method: SMCABC, problem: Problem, state: State) -> tuple[State, Upda
     return State(posterior, new, None, None, state.update + 1, state.seed), record
 
 
-def _next_tolerance(population: Population, keep: float, least: float | None) -> Array:
-    """The distance that leaves a share `keep` of the particles that count; a smaller one where it would stand still,
+def _next_tolerance(population: Population, alpha: float, least: float | None) -> Array:
+    """The distance that leaves a share `alpha` of the particles that count; a smaller one where it would stand still,
     distances being equal.
     """
     distance = population.distance
     alive = jnp.isfinite(distance)
     count = jnp.sum(alive)
-    index = jnp.ceil(keep * count.astype(distance.dtype)).astype(jnp.int32) - 1
+    index = jnp.ceil(alpha * count.astype(distance.dtype)).astype(jnp.int32) - 1
     tolerance = jnp.sort(distance)[jnp.maximum(index, 0)]
     below = jnp.max(jnp.where(distance < population.tolerance, distance, -jnp.inf))
     enough = jnp.sum(distance <= below) >= _FEWEST * count
@@ -248,12 +249,15 @@ def _next_tolerance(population: Population, keep: float, least: float | None) ->
 
 
 def _steps(key: Array, z: Float[Array, "particles dim"]) -> Float[Array, "particles dim"]:
-    """Normal steps with the covariance of the particles times 2.38^2 / dim (Gelman, Roberts, Gilks 1996): sums of their
-    deviations with independent normal factors have just that covariance, and need no decomposition of it.
+    """Normal steps with the covariance of the particles times 2.38^2 / dim (Gelman, Roberts, Gilks 1996): sums of
+    deviations from their mean with independent normal factors have just that covariance, and need no decomposition of
+    it. Of many particles, those of some, drawn for each population, say enough.
     """
     n, dim = z.shape
-    factors = jax.random.normal(key, (n, n), z.dtype)
-    return 2.38 / math.sqrt(dim * n) * factors @ (z - jnp.mean(z, axis=0))
+    some = min(n, _DEVIATIONS)
+    choice, factors = jax.random.split(key)
+    deviations = (z - jnp.mean(z, axis=0))[jax.random.randint(choice, (some,), 0, n)]
+    return 2.38 / math.sqrt(dim * some) * jax.random.normal(factors, (n, some), z.dtype) @ deviations
 
 
 def _mean(x: Array, alive: Array) -> Array:
