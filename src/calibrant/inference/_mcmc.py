@@ -456,4 +456,5 @@ def _shown(method: AbstractMCMC, state: State) -> Evaluation:
     loss = jnp.where((state.update == 0) | jnp.all(finite), loss, jnp.nan)
     nan = jnp.full((), jnp.nan, loss.dtype)
     extra = {"spent": walk.spent, "draws": _chains(state.posterior).count, "divergences": walk.divergences}
-    return Evaluation(loss, nan, nan, error, jnp.sum(~finite), extra)
+    failed = jnp.sum(~finite & (state.update > 0))
+    return Evaluation(loss, nan, nan, error, failed, extra)
