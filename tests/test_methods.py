@@ -71,7 +71,7 @@ CHAINS = {
     "mala": cal.MALA(warmup=300, draws=3000, replicates=1, evaluate_every=300, evaluation_simulations=50),
 }
 POINT = cal.Point(max_updates=200, starts=4, end_simulations=10, evaluate_every=100)
-ABC = cal.SMCABC(particles=2000, max_updates=12, evaluation_simulations=50)
+ABC = cal.SMCABC(particles=1000, max_updates=12, evaluation_simulations=50)
 
 
 def calibrated(made, method, **kwargs):
@@ -173,7 +173,7 @@ def test_particles_are_the_abc_posterior_of_their_tolerance():
     assert half < 0.5 * SCALE  # near enough to be no prior
     # Copies had common ancestors before they moved: a third of the distinct particles is a cautious number.
     check_moments(result, mean, sd, effective=result.diagnostics["ess"] / 3)
-    assert result.n_simulations == 12 * 2000
+    assert result.n_simulations == 12 * 1000
     tolerances = result.updates["tolerance"]
     assert np.all(np.diff(tolerances) < 0)
     again = calibrated(made, ABC)
@@ -186,9 +186,11 @@ def test_particles_are_the_abc_posterior_of_their_tolerance():
     assert failing.updates["failed"].sum() == failing.n_failed
     nothing = calibrated(problem(limit=-math.inf), ABC, throw=False)
     assert nothing.result is cal.Result.NON_FINITE
-    wanted = calibrated(made, dataclasses.replace(ABC, tolerance=1.0))
-    assert wanted.result is cal.Result.CONVERGED
-    assert wanted.diagnostics["tolerance"] == 1.0
+    stopping = dataclasses.replace(ABC, tolerance=1.0)
+    row = {"update": 3, "loss": 0.5, "acceptance": 0.5}
+    assert stopping.terminate([row | {"tolerance": 1.0}]) is cal.Result.CONVERGED
+    assert stopping.terminate([row | {"tolerance": 1.1}]) is None
+    assert stopping.terminate([row | {"tolerance": 1.1, "acceptance": 0.01}]) is cal.Result.CONVERGED
 
 
 def test_equal_distances_do_not_hold_up_the_tolerance():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -71,7 +72,7 @@ class Calibration:
         """Draws of posterior and prior, as an `arviz.InferenceData` with these two groups.
 
         Of a posterior made of Markov chains these are the chains themselves, with their order, evenly thinned to at
-        most `draws` in all; of another there is one chain of independent draws.
+        most `draws` in all; of another there is one chain of independent draws. The prior has as many.
         """
         with warnings.catch_warnings():  # ArviZ announces its refactoring on import
             warnings.simplefilter("ignore")
@@ -79,7 +80,8 @@ class Calibration:
         posterior = self.posterior.chains(draws)
         if posterior is None:
             posterior = {name: x[None] for name, x in self.posterior.sample(key, draws).items()}
-        prior = self.prior.sample(jax.random.key(key), draws)
+        n = math.prod(next(iter(posterior.values())).shape[:2])
+        prior = self.prior.sample(jax.random.key(key), n)
         return az.from_dict(
             posterior={name: np.asarray(x) for name, x in posterior.items()},
             prior={name: np.asarray(x)[None] for name, x in prior.items()},

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 
 from calibrant._autodiff import ReverseMode
@@ -233,7 +234,7 @@ def comparison_figure(rows: list[dict[str, Any]], name: str, budget: int) -> Fig
             at = heights[m] + spread
             axis.errorbar(values, at, xerr=errors, fmt="o", ms=4, color=colours[m], lw=1.2)
         if key != "loss":
-            axis.set_xlim(left=0)
+            axis.set_xlim(0, 1.08 * axis.get_xlim()[1])
         _dress(axis, heights, label)
     for axis, parameter in zip(axes[columns:], parameters, strict=False):
         for m, row in first.items():
@@ -259,4 +260,5 @@ def _dress(axis: Any, heights: dict[str, int], title: str) -> None:
     axis.set_yticks(list(heights.values()), list(heights), fontsize=8)
     axis.set_ylim(min(heights.values()) - 0.6, 0.6)
     axis.tick_params(labelsize=8)
+    axis.xaxis.set_major_locator(MaxNLocator(5))
     axis.spines[["top", "right"]].set_visible(False)

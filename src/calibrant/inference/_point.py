@@ -191,7 +191,7 @@ class Point(AbstractMethod):
     def _laplace(self, problem: Problem, state: State, gradients: int) -> State:
         """The normal distribution at the best start. Its few matrices are decomposed here, in NumPy."""
         prior, descent = state.posterior.prior, state.optimiser
-        words = words_of(state.seed, (self.end_simulations, self.replicates), _AT_THE_END)
+        words = words_of(state.seed, (self.end_simulations, self.replicates), jnp.asarray(_AT_THE_END))
         how = _prepared(self, problem, state)
         means, finite = _compare(how, problem, prior, descent.position, words)
         objective = means - self.weight * jax.vmap(prior.log_base)(descent.position)
