@@ -55,6 +55,8 @@ class Descent(eqx.Module):
     """Where the starts have come to, and what was found at the best of them."""
 
     position: Float[Array, "starts dim"]
+    #: The last positions with a finite loss and gradient, to which a start goes back from one without.
+    finite: Float[Array, "starts dim"]
     optimiser: PyTree[Array]
     #: Objective of each start: of its last finite update, and, at the end, on common random numbers.
     objective: Float[Array, " starts"]
@@ -175,7 +177,7 @@ class Point(AbstractMethod):
         far = jnp.full(self.starts, jnp.inf, position.dtype)
         nan = jnp.full(prior.dim, jnp.nan, position.dtype)
         zero = jnp.zeros((), jnp.int32)
-        descent = Descent(position, optimiser, far, far, nan, jnp.zeros(prior.dim, bool), nan[0], zero, zero)
+        descent = Descent(position, position, optimiser, far, far, nan, jnp.zeros(prior.dim, bool), nan[0], zero, zero)
         return settled(State(Posterior(prior, flow), descent, None, None, zero, words))
 
     def step(self, problem, state, updates):
@@ -193,13 +195,14 @@ class Point(AbstractMethod):
         prior, descent = state.posterior.prior, state.optimiser
         words = words_of(state.seed, (self.end_simulations, self.replicates), jnp.asarray(_AT_THE_END))
         how = _prepared(self, problem, state)
-        means, finite = _compare(how, problem, prior, descent.position, words)
-        objective = means - self.weight * jax.vmap(prior.log_base)(descent.position)
+        means, finite = _compare(how, problem, prior, descent.finite, words)
+        objective = means - self.weight * jax.vmap(prior.log_base)(descent.finite)
+        objective = jnp.where(jnp.isfinite(objective), objective, jnp.inf)
         order = [
             (-int(f), float(o)) if math.isfinite(o) else (1, math.inf) for f, o in zip(finite, objective, strict=True)
         ]
         best = min(range(self.starts), key=lambda i: order[i])
-        centre = descent.position[best]
+        centre = descent.finite[best]
         rows = np.asarray(
             _rows_of_hessian(how, problem, prior, centre, words, self.hessian_step, self.weight), np.float64
         ) / self.weight  # fmt: skip
@@ -299,13 +302,14 @@ def _update(method: Point, problem: Problem, state: State) -> tuple[State, Updat
     change, optimiser = jax.vmap(method._optimiser().update)(gradient, descent.optimiser, z)
 
     def chosen(new: Array, old: Array) -> Array:
-        """A start without a gradient stays as it is."""
+        """A start without a gradient learns nothing."""
         return jnp.where(finite.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
     objective = losses - w * log_prior
     cost = method.runs_an_update(problem, prior.dim)
     new = Descent(
-        position=chosen(z + change, z),
+        position=chosen(z + change, descent.finite),
+        finite=chosen(z, descent.finite),
         optimiser=jax.tree.map(chosen, optimiser, descent.optimiser),
         objective=chosen(objective, descent.objective),
         loss=chosen(losses, descent.loss),
