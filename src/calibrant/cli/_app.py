@@ -220,15 +220,18 @@ def compare_command(
     out = Path("comparisons") / name if out is None else out
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; choose another --out.")
-    rows = compare_methods(
+    rows, table, written = [], None, out
+    for rows in compare_methods(
         settings, directory, methods.split(","), budget=budget, datasets=datasets, seed=seed, progress=not quiet
-    )
-    table, written = write_comparison(out, name, rows, text=text, budget=budget, seed=seed)
+    ):  # written each time, so that little is lost if it ends early
+        table, written = write_comparison(out, name, rows, text=text, budget=budget, seed=seed)
     _out.print(table)
     for row in rows:
         if not row["successful"]:
             _out.print(f"{row['method']}: {row['reason']}", soft_wrap=True)
     _out.print(f"table and picture: {written}", soft_wrap=True)
+    if any(row["result"] == Result.INTERRUPTED.value for row in rows):
+        raise typer.Exit(130)
 
 
 @app.command()

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from calibrant._problem import Problem
 from calibrant._progress import TerminalProgress
 from calibrant._randomness import as_seed
 from calibrant.estimators import FiniteDifferences, Pathwise
-from calibrant.inference import GVI, AbstractMethod, FlowScore
+from calibrant.inference import GVI, AbstractMethod, FlowScore, Result
 from calibrant.inference._losses import Differentiation, evaluate_posterior
 
 _LEVEL = (0.05, 0.95)
@@ -47,8 +47,8 @@ def compare_methods(
     datasets: int,
     seed: int,
     progress: bool,
-) -> list[dict[str, Any]]:
-    """One row for each method and data set.
+) -> Iterator[list[dict[str, Any]]]:
+    """One row for each method and data set: all rows so far, each time that there is one more.
 
     Simulations that a method chooses by count as its own: GVI's evaluations are in its budget. The loss is the expected
     loss at draws of the posterior on fresh seeds, with its standard error over draws; the objective adds `w` KL, where
@@ -94,7 +94,9 @@ def compare_methods(
                 throw=False,
             )
             rows.append({"method": name, "dataset": k, **_row(problem, method, result, truth, replicates, seed + k)})
-    return rows
+            yield rows
+            if result.result is Result.INTERRUPTED:
+                return
 
 
 def _truth(config: Config, problem: Problem, prior: Prior) -> dict[str, float]:
