@@ -48,8 +48,12 @@ from calibrant._simulate import simulate as simulate
 from calibrant.black_box import BlackBox as BlackBox
 from calibrant.estimators import FiniteDifferences as FiniteDifferences
 from calibrant.inference import GVI as GVI
+from calibrant.inference import MALA as MALA
+from calibrant.inference import NUTS as NUTS
+from calibrant.inference import SMCABC as SMCABC
 from calibrant.inference import AutoMode as AutoMode
 from calibrant.inference import FlowScore as FlowScore
+from calibrant.inference import Point as Point
 from calibrant.inference import Result as Result
 from calibrant.networks import Incidence as Incidence
 from calibrant.posteriors import Posterior as Posterior

@@ -6,7 +6,7 @@ import numpy as np
 
 from calibrant.inference import UpdateRecord
 
-#: Of every update, a number each.
+#: Of every update, a number each, besides what a method has in `extra`.
 SCALARS = ("loss", "kl", "objective", "gradient_norm", "signal_to_noise", "failed")
 _KEPT_FAILURES = 10_000
 _KEPT_SUCCESSES = 4_096
@@ -20,6 +20,7 @@ class Book:
     """
 
     def __init__(self, max_updates: int, dim: int):
+        self._max_updates = max_updates
         self._scalars = {name: np.full(max_updates, np.nan) for name in SCALARS}
         self._failures, self._successes = np.zeros((0, dim)), np.zeros((0, dim))
         #: Updates, simulations of parameter values, those that failed, those that did not.
@@ -32,8 +33,9 @@ class Book:
         finite = np.asarray(record.finite)
         rows = slice(self.updates, self.updates + len(finite))
         failed = np.sum(~finite, axis=1)
-        for name in SCALARS:
-            self._scalars[name][rows] = failed if name == "failed" else getattr(record, name)
+        told = {name: getattr(record, name) for name in SCALARS if name != "failed"} | {"failed": failed}
+        for name, x in (told | record.extra).items():
+            self._scalars.setdefault(name, np.full(self._max_updates, np.nan))[rows] = x
         self.updates += len(finite)
         self.seen += finite.size
         self.failed += int(np.sum(failed))
@@ -78,5 +80,6 @@ class Book:
         counts = [int(x) for x in arrays["kept_counts"]]
         self.updates, self.seen, self.failed, self._survived, self._stride = counts
         self._failures, self._successes = arrays["kept_failures"], arrays["kept_successes"]
-        for name in SCALARS:
-            self._scalars[name][: self.updates] = arrays[name]
+        for name, x in arrays.items():
+            if not name.startswith("kept_"):
+                self._scalars.setdefault(name, np.full(self._max_updates, np.nan))[: self.updates] = x

@@ -17,7 +17,7 @@ from calibrant._problem import Problem
 from calibrant._progress import AbstractProgress, NoProgress, TerminalProgress, table
 from calibrant.diagnostics import start_check
 from calibrant.diagnostics._start import MOST_CHECKED
-from calibrant.inference import GVI, AbstractMethod, Evaluation, Result, best_evaluation
+from calibrant.inference import GVI, AbstractMethod, Evaluation, Result
 from calibrant.inference._planner import PLAN_COLUMNS
 from calibrant.inference._watch import Signature, Watch
 from calibrant.posteriors import Posterior
@@ -53,8 +53,8 @@ def calibrate(
     - `priors`: of the free parameters, by name; by default all of the model's own.
     - `method`: `GVI()` by default.
     - `seed`: equal seeds give equal bits (same program, versions and kind of device).
-    - `start`: begin at this posterior, of the same parameters, priors and family, and not at the prior: at what a
-      smaller model of the same kind has learnt, say.
+    - `start`: begin at this posterior, of the same parameters, priors and (for GVI) family, and not at the prior: at
+      what a smaller model of the same kind has learnt, say.
     - `progress`: a bar on standard error, or an object of one's own.
     - `check_gradients`: at the start, set the gradient beside central differences, parameter by parameter
       (`diagnostics.start_check`); by default where progress is shown.
@@ -182,14 +182,14 @@ class _Run:
     def evaluate(self) -> dict[str, Any]:
         """Evaluate the objective on the fixed set, and keep the best."""
         self.history.append(_row(self.update, self.method.evaluate(self.problem, self.state, _FIXED)))
-        if best_evaluation(self.history) == len(self.history) - 1:
+        if self.method.best(self.history) == len(self.history) - 1:
             self.best = self.state
         return self.history[-1]
 
     def finish(self, result: Result) -> Calibration:
         """What is given back."""
         evaluation = self.method.evaluate(self.problem, self.best, _FRESH)
-        book, history = self.book, self.history
+        book, history, updates = self.book, self.history, self.book.scalars()
         constrain = jax.vmap(self.prior.constrain)
 
         def named(z: np.ndarray) -> dict[str, np.ndarray]:
@@ -200,6 +200,7 @@ class _Run:
         reasons: dict[Result, str] = {
             Result.CONVERGED: "No improvement on the evaluation set for as long as `patience` allows.",
             Result.MAX_UPDATES: "All updates were made.",
+            Result.BUDGET_SPENT: "All simulations that were allowed were made.",
             Result.INTERRUPTED: "Interrupted; the posterior is the best so far.",
             Result.TOO_MANY_FAILURES: (
                 f"{last[-1]:.0f} of the {book.seen // book.updates} simulations of the last update were not finite, "
@@ -213,19 +214,23 @@ class _Run:
                 "was."
             ),
         }
-        after = " None was better than the start." if best_evaluation(history) == 0 else ""
+        after = " None was better than the start." if self.method.best(history) == 0 else ""
         if self.problem.model.why_failed:
             after += f" {self.problem.model.why_failed}"
         return Calibration(
             posterior=self.best.posterior,
             result=result,
-            reason=reasons[result] + after,
+            reason=(self.method.explain(result) or reasons[result]) + after,
             evaluation={k: v for k, v in _row(0, evaluation).items() if k != "update"},
             history=history,
-            updates=book.scalars(),
+            updates=updates,
             failures=named(book.failures),
             successes=named(book.successes),
-            n_simulations=book.updates * self.method.runs_an_update(self.problem, self.prior.dim),
+            n_simulations=(
+                int(np.sum(updates["simulations"]))
+                if "simulations" in updates
+                else book.updates * self.method.runs_an_update(self.problem, self.prior.dim)
+            ),
             n_failed=book.failed,
             n_values=book.seen,
             seed=self.seed,
@@ -233,6 +238,8 @@ class _Run:
             plan=self.plan,
             gradient_check=self.gradient_check,
             signatures=[dataclasses.asdict(s) for s in self.watch.seen],
+            method=type(self.method).__name__,
+            diagnostics=self.method.diagnose(self.best),
         )
 
 
@@ -256,7 +263,7 @@ def _loop(run: _Run, total: int, every: int, checkpoint: Callable[[bool], None])
                         checkpoint(False)
                 row = run.evaluate()
                 failed = float(np.mean(run.book.failed_share(evaluated)))
-                message = f"loss {row['loss']:.4g}, KL {row['kl']:.3g}"
+                message = f"loss {row['loss']:.4g}" + (f", KL {row['kl']:.3g}" if np.isfinite(row["kl"]) else "")
                 progress.advance(updates, message + (f", {failed:.0%} failed" if failed else ""))
                 recent = run.book.scalars(evaluated) | {"failed": run.book.failed_share(evaluated)}
                 for signature in run.watch(run.history, recent):
@@ -309,4 +316,5 @@ def _row(update: int, evaluation: Evaluation) -> dict[str, Any]:
         "standard_error": float(evaluation.standard_error),
         "failed": int(evaluation.failed),
         "left_out": int(evaluation.failed if evaluation.left_out is None else evaluation.left_out),
+        **{name: float(x) for name, x in evaluation.extra.items()},
     }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -24,12 +25,13 @@ SCHEMA = 1
 class Calibration:
     """The outcome of `calibrate`.
 
-    `posterior` is the flow that did best on the fixed evaluation set; `evaluation` its objective on a fresh one.
-    `history` lists the evaluations, `updates` the records of all updates (arrays by name). Of `n_values` parameter
-    values that were simulated, `n_failed` gave something that is not finite: `failures` holds them, `successes` a
-    sample of the others. `plan` is what `AutoMode` looked at and chose, `gradient_check` the ratio of the gradient to
-    differences at the start by parameter (`None` where they were all noise), `signatures` the signs of failure that
-    were seen (`inference.Signature`).
+    `posterior` is the result: of GVI the flow that did best on the fixed evaluation set; `evaluation` its objective on
+    a fresh one. `history` lists the evaluations, `updates` the records of all updates (arrays by name). Of `n_values`
+    parameter values that were simulated, `n_failed` gave something that is not finite: `failures` holds them,
+    `successes` a sample of the others. `plan` is what `AutoMode` looked at and chose, `gradient_check` the ratio of the
+    gradient to differences at the start by parameter (`None` where they were all noise), `signatures` the signs of
+    failure that were seen (`inference.Signature`). `method` is the name of the class of the method, `diagnostics` what
+    it says of its result besides (R-hat of chains, a tolerance, eigenvalues of a Hessian).
     """
 
     posterior: Posterior
@@ -48,6 +50,8 @@ class Calibration:
     signatures: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     successes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     n_values: int = 0
+    method: str = "GVI"
+    diagnostics: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def prior(self) -> Prior:
@@ -67,14 +71,21 @@ class Calibration:
         return self.posterior.quantiles(probabilities, key=key, n=n)
 
     def to_arviz(self, draws: int = 4000, key: int = 0) -> Any:
-        """Draws of posterior and prior, as an `arviz.InferenceData` with these two groups."""
+        """Draws of posterior and prior, as an `arviz.InferenceData` with these two groups.
+
+        Of a posterior made of Markov chains these are the chains themselves, with their order, evenly thinned to at
+        most `draws` in all; of another there is one chain of independent draws. The prior has as many.
+        """
         with warnings.catch_warnings():  # ArviZ announces its refactoring on import
             warnings.simplefilter("ignore")
             import arviz as az
-        posterior = self.posterior.sample(key, draws)
-        prior = self.prior.sample(jax.random.key(key), draws)
+        posterior = self.posterior.chains(draws)
+        if posterior is None:
+            posterior = {name: x[None] for name, x in self.posterior.sample(key, draws).items()}
+        n = math.prod(next(iter(posterior.values())).shape[:2])
+        prior = self.prior.sample(jax.random.key(key), n)
         return az.from_dict(
-            posterior={name: np.asarray(x)[None] for name, x in posterior.items()},
+            posterior={name: np.asarray(x) for name, x in posterior.items()},
             prior={name: np.asarray(x)[None] for name, x in prior.items()},
             attrs={"seed": self.seed, "result": self.result.value},
         )
@@ -135,6 +146,8 @@ class Calibration:
             "plan": self.plan,
             "gradient_check": self.gradient_check,
             "signatures": self.signatures,
+            "method": self.method,
+            "diagnostics": self.diagnostics,
         }
 
 

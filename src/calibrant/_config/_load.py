@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from calibrant._config._error import ConfigError
+from calibrant._config._method import METHODS
 from calibrant._config._whole import Config
 
 
@@ -45,7 +46,8 @@ def parse_config(text: str, where: str) -> Config:
         raise ConfigError(f"{where} is no valid TOML: {error}.") from error
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(x) for x in first["loc"]) or "config"
+        path = [x for i, x in enumerate(first["loc"]) if not (i == 1 and first["loc"][0] == "method" and x in METHODS)]
+        field = ".".join(str(x) for x in path) or "config"
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             message = "there is no such field"

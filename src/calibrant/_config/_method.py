@@ -1,159 +1,185 @@
-"""The method: what a configuration may say of it, and how it is built."""
+"""The method: what a configuration may say of it, chosen by `name`."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import numpy as np
-import optax
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
-
-from calibrant import estimators, posteriors
-from calibrant._autodiff import CheckpointedReverseMode, HybridMode, ReverseMode
-from calibrant._config._error import ConfigError
-from calibrant._config._schema import Strict
-from calibrant._horizon import AbstractHorizon, BlockHorizon, FullHorizon, GeometricHorizon, SlidingHorizon
-from calibrant._sampling import GumbelSoftmax
-from calibrant.inference import GVI, AutoMode, FlowScore, LearnProbability, Penalise
-
-_PASSED_ON = (
-    "weight",
-    "simulations",
-    "replicates",
-    "max_updates",
-    "learning_rate",
-    "final_learning_rate",
-    "kl_samples",
-    "evaluate_every",
-    "evaluation_simulations",
-    "patience",
-    "max_failed_fraction",
-    "simulations_at_once",
+from pydantic import (
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
 )
 
+from calibrant import estimators
+from calibrant._autodiff import CheckpointedReverseMode, HybridMode, ReverseMode
+from calibrant._config._error import ConfigError
+from calibrant._config._gvi import SHARED, GVIConfig, Horizon, build_horizon, one_horizon
+from calibrant._config._schema import Strict
+from calibrant.inference import MALA, NUTS, SMCABC, Point
 
-class MethodConfig(Strict):
-    """Arguments of `GVI`, by name."""
 
-    weight: float = Field(default=1.0, ge=0)
-    simulations: PositiveInt = 5
-    replicates: PositiveInt = 1
-    max_updates: PositiveInt = 5000
-    learning_rate: PositiveFloat = 1e-3
-    final_learning_rate: PositiveFloat | None = None
-    kl_samples: PositiveInt = 1000
-    evaluate_every: PositiveInt = 100
-    evaluation_simulations: PositiveInt = 100
-    patience: PositiveInt | None = None
-    max_failed_fraction: float | None = Field(default=None, ge=0, le=1)
-    failures: Literal["leave-out", "learn"] | dict[Literal["penalty"], float] = "leave-out"
+class _Differentiated(Strict):
+    """What the methods share that take gradients at points: how they are taken."""
+
+    weight: float = Field(default=1.0, gt=0)
     simulations_at_once: PositiveInt | None = None
     estimator: Literal[
-        "straight-through",
-        "controlled-score",
-        "finite-differences",
-        "score-function",
-        "muprop",
-        "rebar",
-        "relax",
-        "branching",
-        "gumbel-softmax",
-        "flow-score",
+        "straight-through", "controlled-score", "finite-differences", "score-function", "muprop", "branching"
     ] = "straight-through"
-    temperature: PositiveFloat | dict[Literal["from", "to"], PositiveFloat] | None = None
     branches: PositiveInt | None = None
     step: PositiveFloat | None = None
-    mode: Literal["reverse", "checkpointed", "hybrid", "auto"] = "reverse"
-    memory: PositiveFloat | None = None
-    horizon: Literal["full"] | dict[Literal["sliding", "block", "geometric"], float] = "full"
+    mode: Literal["reverse", "checkpointed", "hybrid"] = "reverse"
+    horizon: Horizon = "full"
     keep: list[str] = []
-    posterior: Literal["masked-autoregressive", "coupling-spline", "full-rank-gaussian"] = "masked-autoregressive"
-    initial_scale: PositiveFloat = 1.0
+    evaluation_simulations: PositiveInt = 100
 
-    @field_validator("horizon", mode="before")
-    @classmethod
-    def _one_horizon(cls, value: Any) -> Any:
-        if isinstance(value, dict) and len(value) == 1:
-            ((kind, number),) = value.items()
-            if kind in ("sliding", "block", "geometric") and isinstance(number, (int, float)) and np.isfinite(number):
-                return value
-        if value != "full":
-            raise ValueError('give "full", { sliding = 3 }, { block = 10 } or { geometric = 0.9 }')
-        return value
-
-    @field_validator("failures", mode="before")
-    @classmethod
-    def _one_way(cls, value: Any) -> Any:
-        if value in ("leave-out", "learn") or (isinstance(value, dict) and set(value) == {"penalty"}):
-            return value
-        raise ValueError('give "leave-out", "learn" or { penalty = 100.0 }, a loss')
+    _one_horizon = field_validator("horizon", mode="before")(one_horizon)
 
     @model_validator(mode="after")
     def _arguments_are_used(self):
-        if self.initial_scale != 1 and self.posterior != "full-rank-gaussian":
-            raise ValueError(
-                "initial_scale is of the posterior full-rank-gaussian; name it, or leave initial_scale out"
-            )
-        if self.temperature is not None and self.estimator not in ("gumbel-softmax", "rebar", "relax"):
-            raise ValueError(
-                "temperature is of the estimators gumbel-softmax, rebar and relax; name one, or leave temperature out"
-            )
-        if isinstance(self.temperature, dict) and (self.estimator != "gumbel-softmax" or len(self.temperature) != 2):
-            raise ValueError("a temperature { from = 1.0, to = 0.1 } is of gumbel-softmax; others take a number")
         if self.branches is not None and self.estimator != "branching":
             raise ValueError("branches is of the estimator branching; name it, or leave branches out")
-        if self.memory is not None and self.mode != "auto":
-            raise ValueError('memory is of the mode auto; set mode = "auto", or leave memory out')
-        if self.mode == "auto" and self.simulations_at_once is not None:
-            raise ValueError("the mode auto chooses simulations_at_once; leave it out")
         if self.step is not None and self.estimator != "finite-differences":
             raise ValueError("step is of the estimator finite-differences; name it, or leave step out")
         return self
 
-    def build(self) -> GVI:
-        """The method."""
+    def _arguments(self) -> dict[str, Any]:
         estimator = {
             "straight-through": estimators.Pathwise(),
-            "gumbel-softmax": estimators.Pathwise(GumbelSoftmax(self._temperature(0.1))),
-            "rebar": estimators.REBAR(self._temperature(0.5)),
-            "relax": estimators.RELAX(self._temperature(0.5)),
             "score-function": estimators.ScoreFunction(),
-            # With few replicates it learns from the other values of the update.
-            "controlled-score": estimators.ControlledScore(pool=self.replicates < 8),
+            "controlled-score": estimators.ControlledScore(),
             "muprop": estimators.MuProp(),
             "branching": estimators.Branching(self.branches or 16),
             "finite-differences": estimators.FiniteDifferences(0.2 if self.step is None else self.step),
-            "flow-score": FlowScore(),
         }[self.estimator]
-        mode = {
-            "reverse": ReverseMode(),
-            "checkpointed": CheckpointedReverseMode(),
-            "hybrid": HybridMode(),
-            "auto": AutoMode(self.memory),
-        }[self.mode]
-        family = {
-            "masked-autoregressive": posteriors.MaskedAutoregressiveFlow(),
-            "coupling-spline": posteriors.CouplingSplineFlow(),
-            "full-rank-gaussian": posteriors.FullRankGaussian(self.initial_scale),
-        }[self.posterior]
-        arguments: Any = {name: getattr(self, name) for name in _PASSED_ON}
-        if isinstance(self.failures, dict):
-            arguments["failures"] = Penalise(self.failures["penalty"])
-        elif self.failures == "learn":
-            arguments["failures"] = LearnProbability()
-        return GVI(estimator=estimator, mode=mode, horizon=self._horizon(), family=family, **arguments)
+        mode = {"reverse": ReverseMode(), "checkpointed": CheckpointedReverseMode(), "hybrid": HybridMode()}[self.mode]
+        used = ("estimator", "branches", "step", "mode", "horizon", "keep", "name")
+        rest = {name: getattr(self, name) for name in type(self).model_fields if name not in used}
+        return {"estimator": estimator, "mode": mode, "horizon": build_horizon(self.horizon, self.keep), **rest}
 
-    def _temperature(self, default: float) -> Any:
-        if not isinstance(self.temperature, dict):
-            return self.temperature or default
-        start, end = self.temperature["from"], self.temperature["to"]
-        return optax.exponential_decay(start, self.max_updates, end / start)
 
-    def _horizon(self) -> AbstractHorizon:
-        keep = tuple(self.keep)
-        if isinstance(self.horizon, str):
-            return FullHorizon(keep=keep)
-        ((kind, length),) = self.horizon.items()
-        if kind == "geometric":
-            return GeometricHorizon(length, keep=keep)
-        if length != round(length):
-            raise ConfigError(f"method.horizon: {kind} takes a whole number, got {length}.")
-        return SlidingHorizon(int(length), keep=keep) if kind == "sliding" else BlockHorizon(int(length), keep=keep)
+class PointConfig(_Differentiated):
+    """Arguments of `Point`, by name."""
+
+    name: Literal["point"] = "point"
+    starts: PositiveInt = 8
+    replicates: PositiveInt = 1
+    max_updates: PositiveInt = 500
+    learning_rate: PositiveFloat = 0.05
+    end_simulations: PositiveInt = 50
+    hessian_step: PositiveFloat = 0.1
+    evaluate_every: PositiveInt = 50
+    max_failed_fraction: float = Field(default=0.5, ge=0, le=1)
+
+    def build(self) -> Point:
+        """The method."""
+        return Point(**self._arguments())
+
+
+class _ChainsConfig(_Differentiated):
+    chains: PositiveInt = 4
+    replicates: PositiveInt = 20
+    candidates: PositiveInt = 10
+    max_simulations: PositiveInt | None = None
+    max_failed_fraction: float = Field(default=0.9, ge=0, le=1)
+
+
+class NUTSConfig(_ChainsConfig):
+    """Arguments of `NUTS`, by name."""
+
+    name: Literal["nuts"] = "nuts"
+    warmup: PositiveInt = 500
+    draws: PositiveInt = 500
+    target_acceptance: float = Field(default=0.8, gt=0, lt=1)
+    max_doublings: int = Field(default=8, ge=1, le=20)
+    evaluate_every: PositiveInt = 50
+
+    def build(self) -> NUTS:
+        """The method."""
+        return NUTS(**self._arguments())
+
+
+class MALAConfig(_ChainsConfig):
+    """Arguments of `MALA`, by name."""
+
+    name: Literal["mala"] = "mala"
+    warmup: PositiveInt = 1000
+    draws: PositiveInt = 2000
+    target_acceptance: float = Field(default=0.574, gt=0, lt=1)
+    evaluate_every: PositiveInt = 100
+
+    def build(self) -> MALA:
+        """The method."""
+        return MALA(**self._arguments())
+
+
+class SMCABCConfig(Strict):
+    """Arguments of `SMCABC`, by name."""
+
+    name: Literal["smc-abc"] = "smc-abc"
+    particles: int = Field(default=1000, ge=20)
+    replicates: PositiveInt = 1
+    alpha: float = Field(default=0.8, gt=0, lt=1)
+    tolerance: float | None = None
+    min_acceptance: float = Field(default=0.015, ge=0, lt=1)
+    max_updates: PositiveInt = 50
+    evaluate_every: PositiveInt = 1
+    evaluation_simulations: PositiveInt = 100
+    simulations_at_once: PositiveInt | None = None
+    max_failed_fraction: float = Field(default=1.0, ge=0, le=1)
+
+    def build(self) -> SMCABC:
+        """The method."""
+        return SMCABC(**self.model_dump(exclude={"name"}))
+
+
+#: By name, all methods there are.
+METHODS = {"gvi": GVIConfig, "point": PointConfig, "nuts": NUTSConfig, "mala": MALAConfig, "smc-abc": SMCABCConfig}
+
+
+def _name(given: Any) -> Any:
+    """`gvi` where there is none."""
+    return given.get("name", "gvi") if isinstance(given, dict) else getattr(given, "name", None)
+
+
+MethodConfig = Annotated[
+    Annotated[GVIConfig, Tag("gvi")]
+    | Annotated[PointConfig, Tag("point")]
+    | Annotated[NUTSConfig, Tag("nuts")]
+    | Annotated[MALAConfig, Tag("mala")]
+    | Annotated[SMCABCConfig, Tag("smc-abc")],
+    Discriminator(
+        _name,
+        custom_error_type="method_name",
+        custom_error_message=f"its name is one of {', '.join(METHODS)}",
+    ),
+]
+
+
+def as_other(given: Any, name: str, *, ensemble: bool) -> Any:
+    """The configuration of another method, with what `given` says of simulations and gradients where both have it.
+
+    Replicates of a loss of an ensemble are part of that loss; of others, methods that fix their seeds keep their own.
+
+    **Raises:** `ConfigError` for what the other cannot take.
+    """
+    if given.name == name:
+        return given
+    kind = METHODS[name]
+    fields = {n: getattr(given, n) for n in SHARED if n in given.model_fields_set and n in kind.model_fields}
+    if not ensemble and {given.name, name} & {"nuts", "mala"}:
+        fields.pop("replicates", None)
+    if fields.get("mode") == "auto":  # modes give the same numbers
+        del fields["mode"]
+    try:
+        return kind(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(x) for x in first["loc"])
+        why = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(
+            f"method.{field}: what {given.name} has here is not for {name} ({why}); leave one of them out."
+        ) from error

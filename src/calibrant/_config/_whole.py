@@ -7,6 +7,7 @@ import numpy as np
 
 from calibrant._config._data import build_data
 from calibrant._config._error import ConfigError
+from calibrant._config._gvi import GVIConfig
 from calibrant._config._losses import build_loss
 from calibrant._config._method import MethodConfig
 from calibrant._config._models import build_model
@@ -16,7 +17,7 @@ from calibrant._model import AbstractModel
 from calibrant._prior import Prior
 from calibrant._problem import Problem
 from calibrant._simulate import simulate
-from calibrant.inference import GVI
+from calibrant.inference import AbstractMethod
 
 
 class Config(Strict):
@@ -26,9 +27,9 @@ class Config(Strict):
     data: DataConfig
     loss: LossConfig
     parameters: dict[str, ParameterConfig] = {}
-    method: MethodConfig = MethodConfig()
+    method: MethodConfig = GVIConfig()
 
-    def build(self, directory: Path) -> tuple[Problem, Prior, GVI]:
+    def build(self, directory: Path) -> tuple[Problem, Prior, AbstractMethod]:
         """Problem, prior and method; relative paths are taken from `directory`.
 
         **Raises:** `ConfigError`.

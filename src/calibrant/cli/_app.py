@@ -14,17 +14,19 @@ from rich.table import Table
 
 from calibrant import diagnostics
 from calibrant._calibrate import CalibrationError, calibrate
-from calibrant._config import MODELS, Config, ConfigError, build_model, bundled_configs, load_config
+from calibrant._config import METHODS, MODELS, Config, ConfigError, build_model, bundled_configs, load_config
+from calibrant._config._method import MALAConfig, NUTSConfig
 from calibrant._files import atomic_path, write_text
 from calibrant._simulate import simulate
 from calibrant.cli._check import check_command
-from calibrant.cli._compare import compare
+from calibrant.cli._comparison import compare_methods, write_comparison
+from calibrant.cli._policies import compare
 from calibrant.cli._run import names_run, read_run, report_again
 from calibrant.cli._signals import interrupted_by_sigterm
 from calibrant.cli._unfinished import begin, refuse_existing
 from calibrant.cli._unfinished import resume as resumed
 from calibrant.cli._world import app as world_app
-from calibrant.inference import Result
+from calibrant.inference import GVI, Result
 from calibrant.worlds import MAX_PEOPLE
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -57,6 +59,7 @@ prior = {{ distribution = "LogNormal", loc = -0.7, scale = 0.7 }}
 value = 5.0                       # fixed
 
 [method]
+name = "gvi"                      # or point, nuts, mala, smc-abc, with fields of their own: see the docs
 weight = 1.0                      # w of the KL divergence from the prior; 1 is Bayes with a negative log-likelihood
 simulations = 5                   # parameter values an update
 replicates = 20                   # simulations of each
@@ -136,8 +139,9 @@ def calibrate_command(
             table.add_row(label + "".join(f"[{i}]" for i in index), f"{middle:.4g}", f"{low:.4g} to {high:.4g}")
     _out.print(table)
     _out.print(
-        f"loss {result.evaluation['loss']:.5g}, KL {result.evaluation['kl']:.3g} nats, "
-        f"{result.n_simulations} simulations in {result.timings['total']:.0f} s"
+        f"loss {result.evaluation['loss']:.5g}, "
+        + (f"KL {result.evaluation['kl']:.3g} nats, " if np.isfinite(result.evaluation["kl"]) else "")
+        + f"{result.n_simulations} simulations in {result.timings['total']:.0f} s"
         + (f", {result.n_failed} not finite" if result.n_failed else "")
     )
     _out.print(f"report: {report}", soft_wrap=True)
@@ -154,6 +158,10 @@ def _configured(
     """A configuration with what the command line changes: itself, where its files are, and its text."""
     settings, directory, text = load_config(config)
     if updates is not None:
+        if isinstance(settings.method, (NUTSConfig, MALAConfig)):
+            raise ConfigError(
+                f"--updates is not for {settings.method.name}; set warmup and draws in the configuration."
+            )
         settings.method.max_updates = updates
         text += f"\n# on the command line: --updates {updates}\n"
     if size is not None and scale is not None:
@@ -197,6 +205,8 @@ def gradients_command(
         problem, prior, method = settings.build(directory)
         name, posterior = Path(config).stem, None
     _out.print(f"{name}: gradients at {points} points, {repeats} of each kind")
+    if not isinstance(method, GVI):
+        raise ConfigError(f"calibrant gradients looks at those of gvi, and the method of {config} is another.")
     health = diagnostics.gradients(
         problem, prior, method, posterior=posterior, points=points, repeats=repeats, seed=seed
     )
@@ -220,6 +230,41 @@ def gradients_command(
     with atomic_path(written) as part:
         diagnostics.gradients_figure(health).savefig(part, dpi=150, format="png")
     _out.print(f"picture: {written}", soft_wrap=True)
+
+
+@app.command("compare")
+def compare_command(
+    config: Annotated[str, typer.Argument(help="a bundled configuration, or a TOML file")],
+    methods: Annotated[
+        str, typer.Option(help="names with commas between: " + ", ".join(METHODS))
+    ] = "gvi,smc-abc,point",
+    budget: Annotated[int, typer.Option(help="simulations of each method", min=1)] = 20_000,
+    datasets: Annotated[int, typer.Option(help="synthetic data sets, each from a seed of its own", min=1)] = 1,
+    seed: Annotated[int, typer.Option(help="equal seeds give equal bits", min=0)] = 0,
+    size: Annotated[float | None, typer.Option(help="JUNE: people of the built town")] = None,
+    scale: Annotated[float | None, typer.Option(help="JUNE: of London's population, up to 1")] = None,
+    data: Annotated[Path | None, typer.Option(help="directory of the data file")] = None,
+    out: Annotated[Path | None, typer.Option(help="directory to write; comparisons/NAME by default")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+) -> None:
+    """Calibrate by several methods, each with the same number of simulations, and set the results side by side."""
+    settings, directory, text = _configured(config, updates=None, size=size, scale=scale, data=data)
+    name = Path(config).stem
+    out = Path("comparisons") / name if out is None else out
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file; choose another --out.")
+    rows, table, written = [], None, out
+    for rows in compare_methods(
+        settings, directory, methods.split(","), budget=budget, datasets=datasets, seed=seed, progress=not quiet
+    ):  # written each time, so that little is lost if it ends early
+        table, written = write_comparison(out, name, rows, text=text, budget=budget, seed=seed)
+    _out.print(table)
+    for row in rows:
+        if not row["successful"]:
+            _out.print(f"{row['method']}: {row['reason']}", soft_wrap=True)
+    _out.print(f"table and picture: {written}", soft_wrap=True)
+    if any(row["result"] == Result.INTERRUPTED.value for row in rows):
+        raise typer.Exit(130)
 
 
 @app.command()

@@ -96,15 +96,20 @@ def read_run(folder: Path) -> tuple[str, Config, str, Problem, Calibration]:
     return manifest["name"], config, text, problem, _calibration(manifest, rows, posterior, failed, finite)
 
 
+_UPDATES = ("loss", "kl", "objective", "gradient_norm", "signal_to_noise", "failed")
+#: What of the result in a manifest is no number of the evaluation.
+_OUTCOME = ("code", "successful", "reason", "updates", "simulations", "failed_simulations", "values")
+
+
 def _calibration(
     manifest: dict[str, Any], rows: list[dict[str, Any]], posterior: Any, failed: Any, finite: Any
 ) -> Calibration:
     result = manifest["result"]
-    names = ("loss", "kl", "objective", "gradient_norm", "signal_to_noise", "failed")
-    evaluated = ("loss", "kl", "objective", "standard_error", "failed", "left_out")
     prefix = "evaluation_"
+    names = [k for k in (rows[0] if rows else _UPDATES) if k != "update" and not k.startswith(prefix)]
+    evaluated = [k for k in result if k not in _OUTCOME]
     history = [
-        {"update": row["update"], **{k: _float(row.get(prefix + k, row[prefix + "failed"])) for k in evaluated}}
+        {"update": row["update"], **{k.removeprefix(prefix): _float(x) for k, x in row.items() if k.startswith(prefix)}}
         for row in rows
         if prefix + "objective" in row
     ]
@@ -125,6 +130,8 @@ def _calibration(
         plan=manifest.get("plan"),
         gradient_check=manifest.get("gradient_check"),
         signatures=manifest.get("signatures", []),
+        method=manifest.get("method", "GVI"),
+        diagnostics=manifest.get("diagnostics", {}),
     )
 
 

@@ -13,6 +13,10 @@ from calibrant.inference._failures import LeaveOut as LeaveOut
 from calibrant.inference._failures import Penalise as Penalise
 from calibrant.inference._gvi import GVI as GVI
 from calibrant.inference._gvi import default_optimiser as default_optimiser
+from calibrant.inference._mala import MALA as MALA
+from calibrant.inference._nuts import NUTS as NUTS
 from calibrant.inference._planner import AutoMode as AutoMode
 from calibrant.inference._planner import Plan as Plan
+from calibrant.inference._point import Point as Point
+from calibrant.inference._smc_abc import SMCABC as SMCABC
 from calibrant.inference._watch import Signature as Signature

@@ -30,15 +30,20 @@ class Result(enum.Enum):
     INTERRUPTED = "interrupted"
     TOO_MANY_FAILURES = "too many failures"
     NON_FINITE = "non-finite"
+    BUDGET_SPENT = "budget spent"
 
     @property
     def successful(self) -> bool:
         """Whether the posterior is what was asked for."""
-        return self in (Result.CONVERGED, Result.MAX_UPDATES)
+        return self in (Result.CONVERGED, Result.MAX_UPDATES, Result.BUDGET_SPENT)
 
 
 class UpdateRecord(eqx.Module):
-    """What one update saw. Arrays gain a leading axis when many updates are recorded together."""
+    """What one update saw. Arrays gain a leading axis when many updates are recorded together.
+
+    What a method does not have is NaN. `extra` is what it has besides, by name; two names mean the same in all:
+    `simulations`, where their number is not `runs_an_update`, and `gradients`, how many of them were differentiated.
+    """
 
     loss: Float[Array, " *updates"]
     kl: Float[Array, " *updates"]
@@ -48,12 +53,14 @@ class UpdateRecord(eqx.Module):
     signal_to_noise: Float[Array, " *updates"]
     coordinates: Float[Array, "*updates simulations dim"]
     finite: Bool[Array, "*updates simulations"]
+    extra: dict[str, Array] = eqx.field(default_factory=dict)
 
 
 class State(eqx.Module):
     """The state of an iterative method between updates: all that is needed to go on."""
 
     posterior: Posterior
+    #: What the method keeps for itself: of an optimiser, of chains, of particles.
     optimiser: PyTree[Array]
     #: The gradient estimator, with what of it is trained.
     estimator: PyTree
@@ -65,14 +72,18 @@ class State(eqx.Module):
 
 
 class Evaluation(eqx.Module):
-    """The objective on a set of draws of flow and simulation noise, with its standard error."""
+    """The objective on a set of draws of flow and simulation noise, with its standard error.
+
+    `kl` and `objective` are NaN for posteriors without a density. `extra`: what else there is to watch, by name.
+    """
 
     loss: Float[Array, ""]
     kl: Float[Array, ""]
     objective: Float[Array, ""]
     standard_error: Float[Array, ""]
-    #: Simulations that were not finite, and those of them that count for nothing; by default all.
+    #: Simulations that were not finite; `left_out` are those of them that count for nothing, by default all.
     failed: Int[Array, ""]
+    extra: dict[str, Array] = eqx.field(default_factory=dict)
     left_out: Int[Array, ""] | None = None
 
 
@@ -82,7 +93,30 @@ def best_evaluation(history: list[dict[str, Any]]) -> int | None:
     `None` if the objective was never finite.
     """
     finite = [i for i, row in enumerate(history) if math.isfinite(row["objective"])]
-    return min(finite, key=lambda i: (history[i]["left_out"], history[i]["objective"]), default=None)
+    return min(finite, key=lambda i: (_left_out(history[i]), history[i]["objective"]), default=None)
+
+
+def _left_out(row: dict[str, Any]) -> float:
+    return row.get("left_out", row["failed"])
+
+
+def planned_updates(most: int, evaluations: int) -> tuple[int, int]:
+    """How many updates, `most` or a little fewer, and how many between evaluations, so that all blocks of them, and
+    the pieces that they are made in, are of one length and compiled once.
+    """
+    every = max(1, most // evaluations)
+    every -= every % 10 if every >= 10 else 0
+    return most - most % every, every
+
+
+def require_same_prior(start: Posterior, prior: Prior) -> None:
+    """Refuse, with a `ValueError`, to start at a posterior whose coordinates mean something else."""
+    if start.prior.names != prior.names:
+        raise ValueError(
+            f"The start has the parameters {', '.join(start.prior.names)}, and here there are {', '.join(prior.names)}."
+        )
+    if not eqx.tree_equal(start.prior, prior):
+        raise ValueError("The start has other priors than this calibration; its coordinates mean something else.")
 
 
 class AbstractMethod(eqx.Module):
@@ -114,6 +148,32 @@ class AbstractMethod(eqx.Module):
         """The method as a plan of an earlier process (`Plan.describe`) left it: a resumed run does not plan again."""
         del plan
         return self
+
+    @abc.abstractmethod
+    def with_budget(self, problem: Problem, prior: Prior, simulations: int) -> "AbstractMethod":
+        """The method as it is to be when it may take so many simulations, evaluations that it chooses by included.
+
+        **Raises:** `ValueError` if they are too few for it.
+        """
+
+    @property
+    def runs_an_evaluation(self) -> int:
+        """Simulations of an evaluation by which the method chooses among its states; 0 where it does not."""
+        return 0
+
+    def best(self, history: list[dict[str, Any]]) -> int | None:
+        """Index of the evaluation whose state is the result: the last, unless a method chooses by evaluations."""
+        return len(history) - 1 if history else None
+
+    def explain(self, result: Result) -> str | None:
+        """Why it ended so, in a sentence, where it is another reason than usual."""
+        del result
+        return None
+
+    def diagnose(self, state: State) -> dict[str, Any]:
+        """What is to be known of the result besides, for the record: numbers, lists and texts by name."""
+        del state
+        return {}
 
     @abc.abstractmethod
     def init(self, problem: Problem, prior: Prior, seed: int, start: Posterior | None = None) -> State:

@@ -33,7 +33,16 @@ from calibrant._problem import Problem
 from calibrant._randomness import as_seed, seeds
 from calibrant.estimators import AbstractEstimator, FiniteDifferences, Pathwise
 from calibrant.estimators.rebar import AbstractRelaxed
-from calibrant.inference._base import AbstractMethod, Evaluation, Result, State, UpdateRecord, best_evaluation
+from calibrant.inference._base import (
+    AbstractMethod,
+    Evaluation,
+    Result,
+    State,
+    UpdateRecord,
+    best_evaluation,
+    planned_updates,
+    require_same_prior,
+)
 from calibrant.inference._black_box import FlowScore
 from calibrant.inference._failures import AbstractFailures, LeaveOut
 from calibrant.inference._planner import AutoMode, Compiled, fitting, plan, planned_mode
@@ -222,6 +231,29 @@ class GVI(AbstractMethod):
         names = ("simulations_at_once", "evaluation_at_once")
         chosen: Any = {"mode": planned_mode(plan), **{name: plan[name] for name in names}}
         return dataclasses.replace(self, **chosen)
+
+    @property
+    def runs_an_evaluation(self):
+        return self.evaluation_simulations * self.replicates
+
+    def with_budget(self, problem, prior, simulations):
+        each = self.runs_an_update(problem, prior.dim)
+        # An evaluation at the start and ten or so on the way, no more than a fifth of the budget.
+        evaluations = simulations // 100 // self.replicates
+        updates = (simulations - 20 * min(self.evaluation_simulations, evaluations) * self.replicates) // each
+        if evaluations < 2 or updates < 10:
+            least = max(200 * self.replicates, 13 * each)
+            raise ValueError(f"GVI with these settings needs {least} simulations or more, got {simulations}.")
+        fewer, every = planned_updates(updates, 10)
+        return dataclasses.replace(
+            self,
+            max_updates=fewer,
+            evaluate_every=every,
+            evaluation_simulations=min(self.evaluation_simulations, evaluations),
+        )
+
+    def best(self, history):
+        return best_evaluation(history)
 
     def init(self, problem, prior, seed, start=None):
         self.check(problem, prior)
@@ -445,12 +477,7 @@ def _evaluate(method: GVI, problem: Problem, state: State, stream: Array | int) 
 
 def _same_kind(start: Posterior, prior: Prior, flow):
     """The flow of `start`, if it has the parameters and the form of `flow`."""
-    if start.prior.names != prior.names:
-        raise ValueError(
-            f"The start has the parameters {', '.join(start.prior.names)}, and here there are {', '.join(prior.names)}."
-        )
-    if not eqx.tree_equal(start.prior, prior):
-        raise ValueError("The start has other priors than this calibration; its coordinates mean something else.")
+    require_same_prior(start, prior)
     shapes = [jax.tree.map(jnp.shape, eqx.filter(x, eqx.is_array)) for x in (start.flow, flow)]
     if jax.tree.structure(start.flow) != jax.tree.structure(flow) or shapes[0] != shapes[1]:
         raise ValueError("The start is a posterior of another family; calibrate with the `posterior` that it has.")

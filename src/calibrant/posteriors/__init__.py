@@ -7,3 +7,5 @@ from calibrant.posteriors._flows import CouplingSplineFlow as CouplingSplineFlow
 from calibrant.posteriors._flows import FullRankGaussian as FullRankGaussian
 from calibrant.posteriors._flows import MaskedAutoregressiveFlow as MaskedAutoregressiveFlow
 from calibrant.posteriors._flows import trainable as trainable
+from calibrant.posteriors._samples import Chains as Chains
+from calibrant.posteriors._samples import Particles as Particles

@@ -1,4 +1,4 @@
-"""The posterior: a normalizing flow over the unconstrained coordinates of the prior."""
+"""The posterior: a distribution over the unconstrained coordinates of the prior, a normalizing flow or samples."""
 
 import abc
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from flowjax.distributions import AbstractDistribution
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from calibrant._prior import Prior
+from calibrant.posteriors._samples import Chains
 
 
 class AbstractPosterior(eqx.Module):
@@ -40,8 +41,22 @@ class Posterior(eqx.Module):
         draws = _constrained_sample(self, key, n)
         return {name: draws[name] for name in self.prior.names}  # compiled programs return dictionaries sorted
 
+    def chains(self, draws: int) -> dict[str, Array] | None:
+        """Markov chains, where it is made of them: name -> array of shape (chains, n, *shape), evenly thinned so that
+        there are at most `draws` in all (one of each chain at least). `None` where it is not.
+        """
+        if not isinstance(self.flow, Chains) or int(self.flow.count) == 0:
+            return None
+        kept, n = int(self.flow.count), self.flow.points.shape[0]
+        every = -(-kept // max(1, draws // n))
+        values = jax.vmap(jax.vmap(self.prior.constrain))(self.flow.points[:, :kept:every])
+        return {name: values[name] for name in self.prior.names}
+
     def log_prob(self, values: Mapping[str, Array]) -> Float[Array, ""]:
-        """Log-density at one point. The change of variables is taken from the prior's own density."""
+        """Log-density at one point. The change of variables is taken from the prior's own density.
+
+        **Raises:** `ValueError` for posteriors made of samples, which have none.
+        """
         z = self.prior.unconstrain(values)
         return self.flow.log_prob(z) - self.prior.log_base(z) + self.prior.log_prob(values)
 

@@ -20,6 +20,7 @@ from flowjax.bijections import (
 )
 from flowjax.distributions import AbstractDistribution, StandardNormal, Transformed
 from flowjax.flows import masked_autoregressive_flow
+from jaxtyping import Array, Float
 
 from calibrant.posteriors._base import AbstractPosterior
 
@@ -129,7 +130,12 @@ class FullRankGaussian(AbstractPosterior):
 
     def build(self, key, dim) -> AbstractDistribution:
         del key
-        return Transformed(StandardNormal((dim,)), TriangularAffine(jnp.zeros(dim), self.scale * jnp.eye(dim)))
+        return self.around(jnp.zeros(dim), self.scale * jnp.eye(dim))
+
+    @staticmethod
+    def around(mean: Float[Array, " dim"], root: Float[Array, "dim dim"]) -> AbstractDistribution:
+        """The normal distribution of a mean and a lower-triangular root of its covariance."""
+        return Transformed(StandardNormal(mean.shape), TriangularAffine(mean, root))
 
 
 def _univariate_spline_flow(knots: int, interval: float) -> AbstractDistribution:

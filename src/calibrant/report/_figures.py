@@ -109,7 +109,12 @@ def predictive_figure(
 
 
 def history_figure(calibration: Calibration) -> Figure:
-    """Objective on the fixed evaluation set, KL divergence, norm and signal-to-noise of the gradient."""
+    """Objective on the fixed evaluation set, KL divergence, norm and signal-to-noise of the gradient.
+
+    Of methods without an objective on the way: the loss, and what they record.
+    """
+    if not any(np.isfinite(row["objective"]) for row in calibration.history) and calibration.method != "GVI":
+        return _record_figure(calibration)
     figure, axes = _grid(4, width=4.2, height=2.5, columns=2)
     updates = np.array([row["update"] for row in calibration.history])
     objective = np.array([row["objective"] for row in calibration.history])
@@ -136,6 +141,33 @@ def history_figure(calibration: Calibration) -> Figure:
         why = "needs gradients of two simulations or more an update"
         axes[3].text(0.5, 0.6, why, transform=axes[3].transAxes, ha="center", fontsize=8)
     for axis in axes[2:]:
+        axis.set_xlabel("update", fontsize=8)
+    return figure
+
+
+#: Panels of what other methods than GVI record.
+_RECORDED = {
+    "tolerance": "tolerance",
+    "ess": "effective particles",
+    "acceptance": "share of moves accepted",
+    "best_loss": "loss of the best start",
+    "step_size": "mean step size",
+    "gradient_norm": "gradient norm",
+    "divergent": "divergent transitions so far",
+}
+
+
+def _record_figure(calibration: Calibration) -> Figure:
+    names = [n for n in _RECORDED if np.any(np.isfinite(calibration.updates.get(n, np.zeros(0))))]
+    figure, axes = _grid(1 + len(names), width=4.2, height=2.5, columns=2)
+    panels = {"loss": "loss where it is, as the method sees it", **{n: _RECORDED[n] for n in names}}
+    each = np.arange(1, len(calibration.updates["loss"]) + 1)
+    for axis, (name, title) in zip(axes, panels.items(), strict=True):
+        x = calibration.updates[name]
+        axis.plot(each, np.cumsum(x) if name == "divergent" else x, color=BLUE, lw=1 if len(each) < 200 else 0.5)
+        if name in ("gradient_norm", "step_size") and np.all(x[np.isfinite(x)] > 0):
+            axis.set_yscale("log")
+        axis.set_title(title, fontsize=9)
         axis.set_xlabel("update", fontsize=8)
     return figure
 

@@ -91,6 +91,40 @@ def _key():
     return jax.random.key(1)
 
 
+def _numbers(evaluation: Mapping[str, float]) -> dict[str, str]:
+    """Objective, loss and KL divergence, or the loss alone of posteriors that have no density."""
+    error = f"(standard error {evaluation['standard_error']:.2g})"
+    if not np.isfinite(evaluation["kl"]):
+        return {"Loss, fresh draws": f"{evaluation['loss']:.5g} {error}"}
+    return {
+        "Objective, fresh draws": f"{evaluation['objective']:.5g} {error}",
+        "Loss": f"{evaluation['loss']:.5g}",
+        "KL from the prior": f"{evaluation['kl']:.3g} nats",
+    }
+
+
+def _diagnosed(found: Mapping[str, Any]) -> dict[str, str]:
+    """What a method says of its result, a line each: of numbers by parameter the worst."""
+    out = {}
+    if "chains" in found:
+        out["Chains"] = f"{found['chains']} of {found['draws']} draws, {found['divergences']} divergent transitions"
+    for key, label, worst in (
+        ("r_hat", "R-hat", max),
+        ("ess_bulk", "Effective draws", min),
+        ("ess_tail", "In tails", min),
+    ):
+        if key in found:
+            known = {name: x for name, x in found[key].items() if x is not None}
+            name = worst(known, key=known.__getitem__) if known else None
+            out[label] = "undefined" if name is None else f"{known[name]:.4g} ({name}, the worst)"
+    if "tolerance" in found:
+        out["Tolerance"] = f"{found['tolerance']:.5g}, acceptance {found['acceptance']:.2g}"
+        out["Particles"] = f"{found['distinct_particles']} distinct, worth {found['ess']:.0f} that are equal"
+    if "hessian" in found:
+        out["Hessian"] = found["hessian"]
+    return out
+
+
 def write_report(
     path: Path,
     problem: Problem,
@@ -135,7 +169,9 @@ def write_report(
         (
             "Did it converge?",
             "The objective is evaluated on a fixed set of draws; the best state on it is the posterior shown here, and "
-            "the number in the summary is from a fresh set.",
+            "the number in the summary is from a fresh set."
+            if calibration.method == "GVI"
+            else "What the method saw on its way; the number in the summary is from fresh simulations.",
             _png(history_figure(calibration)),
         ),
     ]
@@ -154,11 +190,11 @@ def write_report(
     evaluation = calibration.evaluation
     summary = {
         "Result": f"{calibration.result.value}: {calibration.reason}",
-        "Objective, fresh draws": f"{evaluation['objective']:.5g} (standard error {evaluation['standard_error']:.2g})",
-        "Loss": f"{evaluation['loss']:.5g}",
-        "KL from the prior": f"{evaluation['kl']:.3g} nats",
+        "Method": calibration.method,
+        **_numbers(evaluation),
         "Updates": str(len(calibration.updates["loss"])),
         "Simulations": f"{calibration.n_simulations} ({calibration.n_failed} not finite)",
+        **_diagnosed(calibration.diagnostics),
         "Seed": str(calibration.seed),
         "Time": f"{calibration.timings.get('total', float('nan')):.1f} s",
     }
