@@ -60,7 +60,7 @@ def walks(n: int, seed: int, walkers: int, steps: int) -> tuple[np.ndarray, np.n
     @jax.jit
     @jax.vmap
     def ends(p, words):
-        return cal.simulate(model, model.Params(p=p), seed=words, steps=steps).outputs[-1]
+        return cal.simulate(model, model.default_params.replace({"p": p}), seed=words, steps=steps).outputs[-1]
 
     positions = np.asarray(ends(p, cal.seeds(seed, n)), dtype=float)
     return np.asarray(p, dtype=float), ((positions + steps) / 2).sum(axis=1)
@@ -97,6 +97,8 @@ def brock_hommes(n: int, seed: int, grid: int = 120) -> Posteriors:
     edges = (jnp.arange(grid) + 0.5) / grid
     cells = jax.scipy.stats.norm.ppf(jnp.stack(jnp.meshgrid(edges, edges, indexing="ij"), axis=-1).reshape(-1, 2))
 
+    no_noise: Any = None  # a forecast draws nothing
+
     @eqx.filter_jit
     def losses(truth: Any, words: Any) -> Any:
         params = market.Params().replace(prior.constrain(truth))
@@ -106,7 +108,7 @@ def brock_hommes(n: int, seed: int, grid: int = 120) -> Posteriors:
         def loss_at(z):
             values = prior.constrain(z)
             model = mine.with_values(values)
-            out = jax.vmap(lambda lags: forecast.step(model, jnp.zeros(()), lags, None))(mine.inputs)  # no noise in it
+            out = jax.vmap(lambda lags: forecast.step(model, jnp.zeros(()), lags, no_noise))(mine.inputs)
             return mine.evaluate(out[None], values)
 
         return jax.lax.map(loss_at, cells, batch_size=1000)
@@ -181,12 +183,12 @@ def picture(results: dict[str, Any]) -> Figure:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="20 data sets of two models: to see that it runs")
+    parser.add_argument("--tiny", action="store_true", help="100 data sets of two models: to see that it runs")
     parser.add_argument("--data-sets", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("docs/img/posterior_checks"))
     given = parser.parse_args(arguments)
-    n = 20 if given.tiny else given.data_sets
+    n = 100 if given.tiny else given.data_sets
     models = ["normal", "random-walk"] if given.tiny else list(MODELS)
     results: dict[str, Any] = {}
     for name in models:
