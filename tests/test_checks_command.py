@@ -9,7 +9,8 @@ from commands import SMALL, run
 
 @pytest.fixture
 def a_run(here, monkeypatch, capsys):
-    (here / "small.toml").write_text(SMALL.format(data="synthetic = { seed = 1 }"))
+    text = SMALL.format(data="synthetic = { seed = 1 }") + 'posterior = "full-rank-gaussian"\n'
+    (here / "small.toml").write_text(text)
     assert run(monkeypatch, capsys, "calibrate", "small.toml", "--out", "r", "--quiet")[0] == 0
     return here / "r"
 

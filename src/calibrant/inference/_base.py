@@ -97,7 +97,7 @@ def best_evaluation(history: list[dict[str, Any]]) -> int | None:
 
 
 def _left_out(row: dict[str, Any]) -> float:
-    return row.get("left_out", row["failed"])
+    return float(row.get("left_out", row["failed"]))
 
 
 def planned_updates(most: int, evaluations: int) -> tuple[int, int]:
