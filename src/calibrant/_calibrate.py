@@ -279,8 +279,9 @@ def _loop(run: _Run, total: int, every: int, checkpoint: Callable[[bool], None])
 
 def _ended(run: _Run) -> Result | None:
     """Whether the last evaluation ends the run."""
-    if len(run.history) < 2:  # where nothing is finite to begin with, there is nothing to learn from
-        return None if np.isfinite(run.history[-1]["objective"]) else Result.NON_FINITE
+    if len(run.history) < 2:  # where all simulations fail to begin with, there is nothing to learn from
+        start = run.history[-1]
+        return Result.NON_FINITE if start["failed"] and not np.isfinite(start["loss"]) else None
     failed = float(np.mean(run.book.failed_share(run.history[-2]["update"])))
     return Result.TOO_MANY_FAILURES if failed > run.method.allowed_failures else run.method.terminate(run.history)
 

@@ -1,5 +1,6 @@
 """A run under way: `OUT.unfinished`, which becomes `OUT` once it is whole."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -55,6 +56,7 @@ class Unfinished:
         return Path(self._about["config_directory"])
 
     def __enter__(self) -> "Unfinished":
+        self._made = [folder for folder in self.folder.parents if not folder.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self.folder)
         if self._anew:
@@ -70,6 +72,9 @@ class Unfinished:
     def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
         if self.folder.exists() and not any(self.checkpoints.directory.glob("[0-9]*.h5")):
             shutil.rmtree(self.folder, ignore_errors=True)  # nothing to go on from
+            for parent in self._made:
+                with contextlib.suppress(OSError):  # somebody else's files are in it
+                    parent.rmdir()
         self._lock.release()
 
     def finish(self, problem: Problem, calibration: Calibration) -> Path:
@@ -156,17 +161,17 @@ def refuse_existing(out: Path, overwrite: bool) -> None:
             raise ConfigError(f"{out} exists and is no run directory; choose another --out.")
         if not overwrite:
             raise ConfigError(f"{out} exists; choose another --out, or pass --overwrite.")
+    nearest = next(folder for folder in out.absolute().parents if folder.exists())
+    try:  # what will be done at the end, done now
+        os.rmdir(tempfile.mkdtemp(dir=nearest, prefix=f".{out.name}.unfinished", suffix=".part"))
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written ({error.strerror} in {nearest}); choose another --out.") from error
     if _folder(out).exists():
         _locked(_folder(out)).release()
         if not overwrite:
             raise ConfigError(
                 f"{_folder(out)} holds a run that was stopped; go on with it by --resume {out}, or pass --overwrite."
             )
-    nearest = next(folder for folder in out.absolute().parents if folder.exists())
-    try:  # what will be done at the end, done now
-        os.rmdir(tempfile.mkdtemp(dir=nearest, prefix=f".{out.name}.", suffix=".part"))
-    except OSError as error:
-        raise ConfigError(f"{out} cannot be written ({error.strerror} in {nearest}); choose another --out.") from error
 
 
 def _folder(out: Path) -> Path:

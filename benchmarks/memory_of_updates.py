@@ -1,0 +1,54 @@
+"""Peak memory of a calibration of 10,000 updates, by update: it is flat.
+
+python benchmarks/memory_of_updates.py [--updates 10000]
+"""
+
+import argparse
+import resource
+import tempfile
+from typing import Any
+
+import calibrant as cal
+
+
+class Peaks(cal.AbstractProgress):
+    """Notes the peak of the resident memory as updates are made."""
+
+    def __init__(self) -> None:
+        self.update, self.peaks = 0, [(0, 0.0)]
+
+    def __enter__(self) -> "Peaks":
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        pass
+
+    def advance(self, updates: int, message: str) -> None:
+        del message
+        self.update += updates
+        self.peaks.append((self.update, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+
+    def note(self, what: Any) -> None:
+        del what
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--updates", type=int, default=10_000)
+    updates = parser.parse_args().updates
+    model = cal.models.SIR.small_world(1000)
+    data = cal.simulate(model, model.default_params, seed=1, steps=30).outputs
+    problem = cal.Problem(model, data, cal.losses.LogMeanSquaredError(), steps=30)
+    method = cal.GVI(max_updates=updates, evaluate_every=updates // 20, weight=0.01)
+    peaks = Peaks()
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = cal.Checkpoints(folder, every=1.0)
+        cal.calibrate(problem, method=method, progress=peaks, check_gradients=False, checkpoints=checkpoints)
+    print("| update | peak MiB |\n| --- | --- |")
+    for share in (0.05, 0.1, 0.25, 0.5, 0.75, 1.0):
+        update, peak = next(x for x in peaks.peaks if x[0] >= share * updates)
+        print(f"| {update:,} | {peak:,.0f} |")
+
+
+if __name__ == "__main__":
+    main()
