@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 import numpyro.distributions as dist
@@ -130,7 +131,9 @@ class _Run:
         facts = saved.facts
         self.method = self.method.settled(facts["plan"])
         skeleton = self.method.init(self.problem, self.prior, self.seed)
-        self.state, self.best = (saved.tree(name, skeleton) for name in ("state", "best"))
+        self.state, self.best = (
+            _with_prior(saved.tree(name, _with_prior(skeleton, None)), self.prior) for name in ("state", "best")
+        )
         self.book.restore(saved.plain)
         self.history, self.plan, self.gradient_check = facts["history"], facts["plan"], facts["gradient_check"]
         self.watch.seen = [Signature(**s) for s in facts["signatures"]]
@@ -154,7 +157,8 @@ class _Run:
             "versions": versions(),
         }
         try:
-            checkpoints.write(self.update, facts, {"state": self.state, "best": self.best}, self.book.arrays())
+            states = {"state": _with_prior(self.state, None), "best": _with_prior(self.best, None)}
+            checkpoints.write(self.update, facts, states, self.book.arrays())
         except OSError as error:
             if not self._told:
                 self.progress.note(f"A checkpoint could not be written ({error}); the run goes on without.")
@@ -286,11 +290,20 @@ def _ended(run: _Run) -> Result | None:
     return Result.TOO_MANY_FAILURES if failed > run.method.allowed_failures else run.method.terminate(run.history)
 
 
+def _with_prior(state: Any, prior: Prior | None) -> Any:
+    """The state with another prior in its posterior: checkpoints hold none, for the reason in `_marks`."""
+    return eqx.tree_at(lambda s: s.posterior.prior, state, prior, is_leaf=lambda x: x is None)
+
+
 def _marks(
     problem: Problem, prior: Prior, method: AbstractMethod, seed: int, start: Posterior | None
 ) -> dict[str, str]:
     """What a run is, to be known again."""
-    parts = {"model, data or loss": problem, "priors": prior, "method": method, "seed": seed, "start": start}
+    # A prior by what it does: numpyro orders the parts of a distribution otherwise in every process.
+    z = jax.numpy.linspace(-2.0, 2.0, 7)[:, None] * jax.numpy.ones(prior.dim)
+    priors = prior.names, jax.vmap(prior.constrain)(z), jax.vmap(prior.log_base)(z)
+    flow = None if start is None else start.flow
+    parts = {"model, data or loss": problem, "priors": priors, "method": method, "seed": seed, "start": flow}
     return {name: fingerprint(part) for name, part in parts.items()}
 
 
