@@ -16,6 +16,7 @@ import pytest
 import toys
 from commands import run
 from jaxtyping import Array
+from killing import Killed, Killer
 from scipy.stats import norm, truncnorm
 
 import calibrant as cal
@@ -279,6 +280,23 @@ def test_what_is_saved_opens_again(method, tmp_path):
     assert manifest["method"] == type(method).__name__
     assert manifest["diagnostics"] == result.diagnostics
     assert manifest["result"]["simulations"] == result.n_simulations
+
+
+@pytest.mark.parametrize("method", [*CHAINS.values(), POINT, ABC], ids=lambda m: type(m).__name__)
+def test_a_killed_run_goes_on_to_the_same_bits(method, tmp_path):
+    whole = calibrated(problem(), method)
+    killed = {"progress": Killer(2), "checkpoints": cal.Checkpoints(tmp_path / "c", every=0.0)}
+    with pytest.raises(Killed):
+        cal.calibrate(problem(), method=method, **killed)
+    resumed = calibrated(problem(), method, checkpoints=cal.Checkpoints(tmp_path / "c"))
+    for one, two in zip(
+        *(jax.tree.leaves(eqx.filter(x.posterior, eqx.is_array)) for x in (whole, resumed)), strict=True
+    ):
+        np.testing.assert_array_equal(one, two)
+    for name, x in whole.updates.items():
+        np.testing.assert_array_equal(x, resumed.updates[name])
+    assert resumed.diagnostics == whole.diagnostics
+    assert resumed.n_simulations == whole.n_simulations
 
 
 CONFIG = """

@@ -16,37 +16,13 @@ import numpyro.distributions as dist
 import pytest
 import toys
 from commands import SMALL, run
+from killing import Killed, Killer
 
 import calibrant as cal
 from calibrant import _files
 from calibrant._book import Book
 from calibrant._checkpoints import fingerprint
 from calibrant.inference import UpdateRecord
-
-
-class Killed(BaseException):
-    """What stops a process and runs no handler of its own."""
-
-
-class Killer(cal.AbstractProgress):
-    """Kills a run after so many reports of progress."""
-
-    def __init__(self, after):
-        self._left, self.notes = after, []
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        pass
-
-    def advance(self, updates, message):
-        self._left -= 1
-        if self._left == 0:
-            raise Killed
-
-    def note(self, what):
-        self.notes.append(what)
 
 
 def problem():

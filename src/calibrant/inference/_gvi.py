@@ -45,7 +45,9 @@ from calibrant.inference._base import (
 )
 from calibrant.inference._black_box import FlowScore
 from calibrant.inference._failures import AbstractFailures, LeaveOut
+from calibrant.inference._losses import EVALUATION_STREAMS, key_of, settled, words_of
 from calibrant.inference._planner import AutoMode, Compiled, fitting, plan, planned_mode
+from calibrant.inference._repeat import repeated
 from calibrant.posteriors import (
     AbstractPosterior,
     FullRankGaussian,
@@ -57,7 +59,6 @@ from calibrant.posteriors import (
 from calibrant.posteriors._interned import interned
 
 _FLOW_NOISE, _FIT_TO_PRIOR, _ESTIMATOR, _FAILURES = 0, 1, 2, 3
-_EVALUATION_STREAMS = 0xFFFF0000  # far above any update number
 
 
 def default_optimiser(learning_rate: Any = 1e-3, weight_decay: float = 1e-4, clip: float = 1.0):
@@ -258,7 +259,7 @@ class GVI(AbstractMethod):
     def init(self, problem, prior, seed, start=None):
         self.check(problem, prior)
         words = as_seed(seed)
-        key = jax.random.wrap_key_data(seeds(words, (), stream=_FLOW_NOISE).reshape(2))
+        key = key_of(words, _FLOW_NOISE)
         flow = interned(self.family.build(key, prior.dim))
         if start is not None:
             flow = _same_kind(start, prior, flow)
@@ -273,8 +274,7 @@ class GVI(AbstractMethod):
             its_optimiser = estimator.init_training()
         failures = self.failures.init(jax.random.fold_in(key, _FAILURES), prior.dim)
         state = State(posterior, optimiser, estimator, its_optimiser, jnp.zeros((), jnp.int32), words, failures)
-        # Explicit dtypes: a weakly typed number would change its type in the first update, and compile the second anew.
-        return jax.tree.map(lambda x: jnp.array(x, dtype=jnp.result_type(x)) if eqx.is_array(x) else x, state)
+        return settled(state)
 
     def step(self, problem, state, updates):
         if isinstance(self.mode, AutoMode):
@@ -297,26 +297,7 @@ class GVI(AbstractMethod):
 
 @eqx.filter_jit
 def _updates(method: GVI, problem: Problem, state: State, updates: int, count: Array) -> tuple[State, UpdateRecord]:
-    """`updates` of them, which is `count`: the compiler is not told, or a loop of one became none, with other bits."""
-    dynamic, static = eqx.partition(state, eqx.is_array)
-
-    def one(dynamic):
-        state, record = _update(method, problem, eqx.combine(dynamic, static))
-        return eqx.filter(state, eqx.is_array), record
-
-    def body(i, carry):
-        dynamic, records = carry
-        dynamic, record = one(dynamic)
-        return dynamic, jax.tree.map(lambda all_, x: all_.at[i].set(x), records, record)
-
-    shapes = jax.eval_shape(one, dynamic)[1]
-    records = jax.tree.map(lambda x: jnp.zeros((updates, *x.shape), x.dtype), shapes)
-    dynamic, records = jax.lax.fori_loop(0, count, body, (dynamic, records))
-    return eqx.combine(dynamic, static), records
-
-
-def _keys(state: State, stream: Array | int):
-    return jax.random.wrap_key_data(seeds(state.seed, (), stream=stream).reshape(2))
+    return repeated(lambda state: _update(method, problem, state), state, updates, count)
 
 
 def _update(method: GVI, problem: Problem, state: State) -> tuple[State, UpdateRecord]:
@@ -324,8 +305,8 @@ def _update(method: GVI, problem: Problem, state: State) -> tuple[State, UpdateR
     n, w = method.simulations, method.weight
     stream = state.update + 1
     moving, fixed = trainable(state.posterior.flow)
-    flow_key = _keys(state, stream)
-    simulation_seeds = seeds(seeds(state.seed, 1, stream=stream)[0], (n, method.replicates), stream=1)
+    flow_key = key_of(state.seed, stream)
+    simulation_seeds = words_of(state.seed, (n, method.replicates), stream)
 
     def draw(moving):
         return Posterior(prior, eqx.combine(moving, fixed)).sample_coordinates(flow_key, method.kl_samples)
@@ -458,10 +439,10 @@ def _signal_to_noise(g: Float[Array, "n dim"], finite) -> Float[Array, ""]:
 @eqx.filter_jit
 def _evaluate(method: GVI, problem: Problem, state: State, stream: Array | int) -> Evaluation:
     n = method.evaluation_simulations
-    stream = jnp.asarray(stream).astype(jnp.uint32) + jnp.uint32(_EVALUATION_STREAMS)
+    stream = jnp.asarray(stream).astype(jnp.uint32) + jnp.uint32(EVALUATION_STREAMS)
     prior = state.posterior.prior
-    z, log_q = state.posterior.sample_coordinates(_keys(state, stream), max(n, method.kl_samples))
-    simulation_seeds = seeds(seeds(state.seed, 1, stream=stream)[0], (n, method.replicates), stream=1)
+    z, log_q = state.posterior.sample_coordinates(key_of(state.seed, stream), max(n, method.kl_samples))
+    simulation_seeds = words_of(state.seed, (n, method.replicates), stream)
     out = _losses_of_evaluation(method, problem, prior, z[:n], simulation_seeds)
     accounted = state.failures.account(z[:n], out.losses, out.finite)
     kl = kl_from_prior(z, log_q, prior)

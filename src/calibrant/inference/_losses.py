@@ -173,7 +173,8 @@ def settled(tree: Any) -> Any:
     return jax.tree.map(lambda x: jnp.array(x, dtype=jnp.result_type(x)) if eqx.is_array(x) else x, tree)
 
 
-_EVALUATION_STREAMS = 0xFFFF0000  # far above any update number
+#: Where the streams of evaluations begin.
+EVALUATION_STREAMS = 0xFFFF0000  # far above any update number
 _KL_DRAWS = 1000
 
 
@@ -189,7 +190,7 @@ def evaluate_posterior(
     weight: float,
 ) -> Evaluation:
     """The expected loss at draws of a posterior, each simulated with seeds of its own, and the objective of GVI."""
-    stream = jnp.asarray(stream).astype(jnp.uint32) + jnp.uint32(_EVALUATION_STREAMS)
+    stream = jnp.asarray(stream).astype(jnp.uint32) + jnp.uint32(EVALUATION_STREAMS)
     key, prior = key_of(seed, stream), posterior.prior
     z, log_q = posterior.sample_coordinates(key, max(simulations, _KL_DRAWS))
     losses, finite = how.losses(problem, prior, z[:simulations], words_of(seed, (simulations, replicates), stream))

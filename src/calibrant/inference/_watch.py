@@ -93,8 +93,8 @@ def _divergence(recent: Any) -> list[tuple[str, str]]:
     share, losses = np.mean(recent["failed"]), recent["loss"][np.isfinite(recent["loss"])]
     if share > 0:
         text = (
-            f"{share:.2g} of the last simulations were not finite and were left out; see `failures` for where in "
-            "parameter space, and narrow the priors there"
+            f"{share:.2g} of the last simulations were not finite; the report says where in parameter space: narrow "
+            "the priors there, or choose what they count as by `failures` of the method"
         )
         out.append(("simulations fail", text))
     middle = np.median(np.abs(losses)) if len(losses) else 0
