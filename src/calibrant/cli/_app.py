@@ -117,7 +117,7 @@ def calibrate_command(
         try:
             method.init(problem, prior, run.seed, posterior)
         except ValueError as error:
-            raise ConfigError(f"--start {run.start}: {error}") from error
+            raise ConfigError(f"--start {start or run.start}: {error}") from error
     with run, interrupted_by_sigterm():
         result = calibrate(
             problem,
