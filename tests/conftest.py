@@ -1,6 +1,8 @@
 import jax
 import pytest
 
+jax.config.update("jax_num_cpu_devices", 8)  # several, for those tests that divide a program
+
 
 @pytest.fixture
 def x64():

@@ -11,6 +11,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 import toys
+from compiling import no_compilation
 
 import calibrant as cal
 from calibrant._files import load_arrays
@@ -110,7 +111,7 @@ def test_nothing_is_compiled_after_the_first_updates():
     state = method.init(problem, prior, 0)
     state, _ = method.step(problem, state, 20)
     method.evaluate(problem, state, 0)
-    with jax.log_compiles(), _no_compilation():
+    with jax.log_compiles(), no_compilation():
         state, _ = method.step(problem, state, 20)
         method.evaluate(problem, state, 0)
     assert int(state.update) == 40
@@ -130,24 +131,9 @@ def test_a_second_calibration_compiles_nothing(family):
     problem = cal.Problem(toys.Flips(), jnp.ones(3), cal.losses.MeanSquaredError(), steps=3)
     priors = {"p": dist.Normal(0.0, 1.0), "q": dist.Uniform(0.0, 1.0)}
     first = cal.calibrate(problem, priors, method=quick(family=family), progress=False)
-    with _no_compilation():
+    with no_compilation():
         second = cal.calibrate(problem, priors, method=quick(family=family), progress=False, seed=1)
     assert first.evaluation != second.evaluation
-
-
-class _no_compilation:
-    def __enter__(self):
-        self.seen = []
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
-        self.active = True
-
-    def _listen(self, event, duration, **kwargs):
-        if getattr(self, "active", False) and "backend_compile" in event:
-            self.seen.append(event)
-
-    def __exit__(self, *exc):
-        self.active = False
-        assert not self.seen
 
 
 class Fragile(toys.Drift):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from calibrant.networks import Incidence, random_groups
-from calibrant.networks._rows import sum_rows, take_rows
+from calibrant.networks._rows import Venues, sum_rows, take_rows
 
 pytestmark = pytest.mark.usefixtures("x64")
 _rng = np.random.default_rng(1)
@@ -67,10 +67,10 @@ def test_no_direction_falls_back_to_a_scatter():
     index = jnp.asarray(np.sort(_rng.integers(0, 7, 40)).astype(np.int32))
 
     def spread(y):
-        return take_rows(y, index, rows=7, is_sorted=True)
+        return take_rows(y, index, Venues(7, is_sorted=True))
 
     def add(x):
-        return sum_rows(x, index, rows=7, is_sorted=True)
+        return sum_rows(x, index, Venues(7, is_sorted=True))
 
     rows = {"calibrant_sum_rows", "calibrant_take_rows"}
     for function, of in ((spread, 7), (add, 40)):
@@ -87,7 +87,7 @@ def test_no_direction_falls_back_to_a_scatter():
 
 def test_sums_of_venues_that_are_mapped_themselves():
     x, index = jnp.ones((2, 4)), jnp.asarray([[0, 0, 1, 1], [1, 1, 1, 5]], dtype=jnp.int32)
-    out = jax.vmap(lambda x, i: sum_rows(x, i, rows=2, is_sorted=True))(x, index)
+    out = jax.vmap(lambda x, i: sum_rows(x, i, Venues(2, is_sorted=True)))(x, index)
     assert out.tolist() == [[2, 2], [0, 3]]
 
 
@@ -96,5 +96,5 @@ def test_members_and_factors():
     assert network.sizes.tolist() == [3, 0, 1]
     assert network.n_agents == 5
     np.testing.assert_allclose(network.mean_of_others(jnp.asarray([1.0, 0, 0.5, 7, 9])), [0.25, 0.75, 0.5, 0, 0])
-    assert random_groups(10, 4, contiguous=True).group_size == 4
-    assert random_groups(10, 4, seed=1).group_size is None
+    assert random_groups(10, 4, contiguous=True).venues.group_size == 4
+    assert random_groups(10, 4, seed=1).venues.group_size is None

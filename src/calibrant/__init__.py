@@ -20,6 +20,7 @@ from calibrant._calibrate import CalibrationError as CalibrationError
 from calibrant._calibrate import calibrate as calibrate
 from calibrant._calibration import Calibration as Calibration
 from calibrant._checkpoints import Checkpoints as Checkpoints
+from calibrant._devices import Devices as Devices
 from calibrant._expect import Expectation as Expectation
 from calibrant._expect import expect as expect
 from calibrant._horizon import AbstractHorizon as AbstractHorizon

@@ -13,8 +13,10 @@ import numpyro.distributions as dist
 from calibrant._book import Book
 from calibrant._calibration import Calibration, versions
 from calibrant._checkpoints import Checkpoint, Checkpoints, fingerprint
+from calibrant._devices import place
 from calibrant._prior import Prior
 from calibrant._problem import Problem
+from calibrant._processes import Interrupts, is_first
 from calibrant._progress import AbstractProgress, NoProgress, TerminalProgress, table
 from calibrant.diagnostics import start_check
 from calibrant.diagnostics._start import MOST_CHECKED
@@ -74,9 +76,10 @@ def calibrate(
     total, every = method.max_updates, method.evaluate_every
     check_gradients = progress is not False if check_gradients is None else check_gradients
     if isinstance(progress, bool):
-        progress = TerminalProgress(total) if progress else NoProgress()
+        progress = TerminalProgress(total) if progress and is_first() else NoProgress()
     with NoProgress() if checkpoints is None else checkpoints:
-        run = _Run(problem, prior, method, seed, progress)
+        placed = eqx.tree_at(lambda p: p.model, problem, place(problem.model, problem.model.n_agents))
+        run = _Run(placed, prior, method, seed, progress)
         saved = None if checkpoints is None else checkpoints.latest()
         marks = {} if checkpoints is None else _marks(problem, prior, method, seed, start)
         if saved is None:
@@ -250,7 +253,7 @@ class _Run:
 def _loop(run: _Run, total: int, every: int, checkpoint: Callable[[bool], None]) -> Result:
     """Updates and evaluations until the method ends, or somebody interrupts."""
     progress, piece = run.progress, _piece(every)
-    with progress:
+    with progress, Interrupts().noted() as interrupts:
         if run.update:
             progress.advance(run.update, f"loss {run.history[-1]['loss']:.4g}")
         try:
@@ -262,6 +265,8 @@ def _loop(run: _Run, total: int, every: int, checkpoint: Callable[[bool], None])
                 while run.update < end:
                     updates = min(piece, end - run.update)
                     loss = run.step(updates)
+                    if interrupts.any():
+                        raise KeyboardInterrupt
                     if run.update < end:
                         progress.advance(updates, f"loss {loss:.4g}")
                         checkpoint(False)

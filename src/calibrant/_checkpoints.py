@@ -12,6 +12,7 @@ import equinox as eqx
 import h5py
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from calibrant._files import atomic_path, check_arrays, named_arrays
 
@@ -140,6 +141,8 @@ def fingerprint(tree: Any) -> str:
     digest.update(_without_addresses(str(structure)))
     for leaf in leaves:
         if eqx.is_array_like(leaf):
+            if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+                leaf = multihost_utils.process_allgather(leaf, tiled=True)
             x = np.ascontiguousarray(leaf)
             digest.update(f"{x.dtype}{x.shape}".encode())
             digest.update(x.view(np.uint8).data)

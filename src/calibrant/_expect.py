@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt32
 
 from calibrant._autodiff import AbstractMode, ReverseMode
+from calibrant._devices import divide_simulations, gathered
 from calibrant._horizon import AbstractHorizon, FullHorizon
 from calibrant._problem import Problem
 from calibrant._recording import AbstractRecorder
@@ -75,8 +76,8 @@ def expect(
     how = _How(estimator, mode, horizon, simulations_at_once)
     rows = 0 if simulations_at_once is None else simulations_at_once // replicates
     if estimator.separable and 0 < rows < batch:
-        return Expectation(*_gradients_in_groups(values, problem, seeds, how, rows))
-    return Expectation(*_estimate(values, problem, seeds, how))
+        return gathered(Expectation(*_gradients_in_groups(values, problem, seeds, how, rows)))
+    return gathered(Expectation(*_estimate(values, problem, seeds, how)))
 
 
 class _How(eqx.Module):
@@ -101,6 +102,7 @@ class _Run(eqx.Module):
         *,
         each: bool = False,
     ) -> Trajectory:
+        seeds = divide_simulations(seeds)
         per_run, common = eqx.partition((rule, recorder), eqx.is_array if each else lambda _: False)
         problem = self.problem
 

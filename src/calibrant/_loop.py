@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, UInt32
 
+from calibrant._devices import divide_agents
 from calibrant._horizon import AbstractHorizon, FullHorizon
 from calibrant._model import AbstractModel, describe_shapes
 from calibrant._randomness import Randomness
@@ -70,14 +71,14 @@ class Loop(eqx.Module):
     def start(self, params: Any) -> tuple[PyTree, PyTree]:
         rng = self._rng("init", 0)
         state = jax.tree.map(jnp.asarray, self.model.init(params, rng))
-        return state, rng.notes
+        return divide_agents(state, self.model.n_agents), rng.notes
 
     def transition(self, params: Any, state: PyTree, t: Array, inputs_t: PyTree) -> tuple[PyTree, PyTree]:
         rng = self._rng("step", t)
         new = self.model.step(params, state, inputs_t, rng)
         new = jax.tree.map(jnp.asarray, new)
         _check_same_structure(self.model, state, new)
-        return new, rng.notes
+        return divide_agents(new, self.model.n_agents), rng.notes
 
     def observe(self, params: Any, state: PyTree, t: Array, inputs_t: PyTree) -> tuple[PyTree, PyTree]:
         rng = self._rng("observe", t)

@@ -119,6 +119,14 @@ class AbstractModel(eqx.Module):
         return None
 
     @property
+    def n_agents(self) -> int | None:
+        """How many agents there are, if that is a length by which arrays of agents are known.
+
+        On many devices, arrays of the model and of its state with a leading axis of that length are divided.
+        """
+        return None
+
+    @property
     def dates(self) -> "Sequence[datetime.date] | None":
         """Dates of the outputs of all steps of the default inputs, where the model has a calendar."""
         return None

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from calibrant._devices import place
 from calibrant._model import AbstractModel
 from calibrant._simulate import resolve_inputs, resolve_steps
 from calibrant.losses import AbstractLoss, as_loss
@@ -41,7 +42,7 @@ class Problem(eqx.Module):
         inputs: Any = None,
         steps: int | None = None,
     ):
-        self.model = model
+        self.model = place(model, model.n_agents)
         self.data = jax.tree.map(lambda x: jnp.asarray(x, dtype=float), data)
         self.loss = as_loss(loss)
         self.params = model.default_params if params is None else params

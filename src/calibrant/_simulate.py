@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from calibrant._autodiff import AbstractMode, ReverseMode
+from calibrant._devices import gathered, place
 from calibrant._horizon import AbstractHorizon, FullHorizon
 from calibrant._loop import Loop
 from calibrant._model import AbstractModel, no_derivative
@@ -129,6 +130,7 @@ def simulate(
         raise ValueError(f"{no_derivative(model)[:-1]}: it has no named draws, whose probabilities could be recorded.")
     inputs = resolve_inputs(model, inputs, steps)
     steps = resolve_steps(model, inputs, None if steps is None else int(steps))
+    model = place(model, model.n_agents)
     return _simulate(model, params, as_seed(seed), steps, inputs, rule, mode, horizon, recorder)
 
 
@@ -148,4 +150,4 @@ def _simulate(
     loop = Loop(_guard(model, "model"), _guard(inputs, "inputs"), seed, rule, steps, recorder)
     observed, notes = mode.run(params, loop, _guard(horizon, "horizon"))
     outputs = jax.tree.map(jnp.asarray, model.summarise(params, observed))
-    return Trajectory(outputs, observed, None if recorder is None else notes)
+    return gathered(Trajectory(outputs, observed, None if recorder is None else notes))

@@ -21,6 +21,13 @@ class ModelConfig(Strict):
     steps: PositiveInt | None = None
 
 
+class DevicesConfig(Strict):
+    """A mesh of devices: so many along simulations times so many along agents."""
+
+    simulations: PositiveInt = 1
+    agents: PositiveInt = 1
+
+
 class ParameterConfig(Strict):
     """A free parameter has a `prior`, `{ distribution = "Uniform", low = 0, high = 1 }`; a fixed one a `value`."""
 

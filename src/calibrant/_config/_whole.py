@@ -1,6 +1,7 @@
 """A whole configuration, built into a problem, its priors and a method."""
 
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from calibrant._config._losses import build_loss
 from calibrant._config._method import MethodConfig
 from calibrant._config._models import build_model
 from calibrant._config._priors import build_prior
-from calibrant._config._schema import DataConfig, LossConfig, ModelConfig, ParameterConfig, Strict
+from calibrant._config._schema import DataConfig, DevicesConfig, LossConfig, ModelConfig, ParameterConfig, Strict
 from calibrant._model import AbstractModel
 from calibrant._prior import Prior
 from calibrant._problem import Problem
@@ -28,6 +29,7 @@ class Config(Strict):
     loss: LossConfig
     parameters: dict[str, ParameterConfig] = {}
     method: MethodConfig = GVIConfig()
+    devices: Literal["auto"] | DevicesConfig | None = None
 
     def build(self, directory: Path) -> tuple[Problem, Prior, AbstractMethod]:
         """Problem, prior and method; relative paths are taken from `directory`.

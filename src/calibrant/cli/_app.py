@@ -17,9 +17,11 @@ from calibrant._calibrate import CalibrationError, calibrate
 from calibrant._config import METHODS, MODELS, Config, ConfigError, build_model, bundled_configs, load_config
 from calibrant._config._method import MALAConfig, NUTSConfig
 from calibrant._files import atomic_path, write_text
+from calibrant._processes import is_first
 from calibrant._simulate import simulate
 from calibrant.cli._check import check_command
 from calibrant.cli._comparison import compare_methods, write_comparison
+from calibrant.cli._mesh import check_processes, mesh_of, on, others_may_end, wanted_devices
 from calibrant.cli._policies import compare
 from calibrant.cli._run import names_run, read_run, report_again
 from calibrant.cli._signals import interrupted_by_sigterm
@@ -32,8 +34,11 @@ from calibrant.worlds import MAX_PEOPLE
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(world_app, name="world")
 _out = Console()
+_say = Console(stderr=True)
 
 TEMPLATE = """# A calibration, for `calibrant calibrate {name}`. Lines that start with # are optional.
+
+# devices = "auto"                # or {{ simulations = 2, agents = 4 }}: what it is divided over
 
 [model]
 name = "sir"                      # `calibrant models` lists the bundled ones; yours is "module:Class"
@@ -86,11 +91,18 @@ def calibrate_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing run directory")] = False,
     resume: Annotated[Path | None, typer.Option(help="run directory of a run that was stopped: go on with it")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+    devices: Annotated[str | None, typer.Option(help="auto, or simulations x agents such as 2x4")] = None,
+    processes: Annotated[int | None, typer.Option(help="this is one of so many processes")] = None,
+    process: Annotated[int | None, typer.Option(help="and the one of this number, from 0")] = None,
+    coordinator: Annotated[str | None, typer.Option(help="host:port of process 0, the same for all")] = None,
+    join: Annotated[bool, typer.Option("--join", help="find the other processes under SLURM or Open MPI")] = False,
 ) -> None:
     """Fit a posterior and write a run directory with a report.
 
-    A run that is killed or interrupted goes on, to the same bits, with --resume and its run directory.
+    A run that is killed or interrupted goes on, to the same bits, with --resume and its run directory. Started on
+    several hosts with the same arguments, and --processes or --join, it runs on the devices of them all.
     """
+    check_processes(processes, process, coordinator, join)
     if resume is not None:
         if (
             config is not None
@@ -106,11 +118,16 @@ def calibrate_command(
         settings, directory, text = _configured(config, updates=updates, size=size, scale=scale, data=data)
         name = Path(config).stem
         out = Path("runs") / name if out is None else out
-        refuse_existing(out, overwrite)
+        if is_first():
+            refuse_existing(out, overwrite)
         if start is not None:
             text += f"\n# on the command line: --start {start}\n"
         run = begin(out, name, settings, text, directory, seed=seed, start=start, overwrite=overwrite)
     problem, prior, method = run.config.build(run.directory)
+    mesh = mesh_of(wanted_devices(devices, run.devices or run.config.devices), problem, prior, method)
+    run.on(mesh)
+    if mesh is not None and is_first() and not quiet:
+        _say.print(f"devices: {mesh} (simulations x agents), {jax.devices()[0].platform}")
     posterior = None
     if run.start is not None:
         posterior = read_run(run.start)[-1].posterior
@@ -118,7 +135,7 @@ def calibrate_command(
             method.init(problem, prior, run.seed, posterior)
         except ValueError as error:
             raise ConfigError(f"--start {start or run.start}: {error}") from error
-    with run, interrupted_by_sigterm():
+    with others_may_end(), run, on(mesh), interrupted_by_sigterm():
         result = calibrate(
             problem,
             prior,
@@ -130,8 +147,10 @@ def calibrate_command(
             throw=False,
         )
         report = run.finish(problem, result)
-    table = Table("parameter", "median", "90% interval")
     draws = result.sample(0, 10_000)
+    if not is_first():
+        return
+    table = Table("parameter", "median", "90% interval")
     for label, x in draws.items():
         x = np.asarray(x)
         for index in np.ndindex(x.shape[1:]):

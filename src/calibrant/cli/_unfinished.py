@@ -1,6 +1,8 @@
 """A run under way: `OUT.unfinished`, which becomes `OUT` once it is whole."""
 
+import atexit
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -12,8 +14,11 @@ from typing import Any
 from calibrant._calibration import SCHEMA, Calibration
 from calibrant._checkpoints import Checkpoints, locked
 from calibrant._config import Config, ConfigError
+from calibrant._config._schema import DevicesConfig
+from calibrant._devices import Devices
 from calibrant._files import write_text
 from calibrant._problem import Problem
+from calibrant._processes import is_first, wait_for_all
 from calibrant.cli._run import report_of
 
 _ABOUT = "run.json"
@@ -44,6 +49,15 @@ class Unfinished:
     def start(self) -> Path | None:
         """The run whose posterior it begins with."""
         return None if self._about["start"] is None else Path(self._about["start"])
+
+    @property
+    def devices(self) -> DevicesConfig | None:
+        """Those it runs on, if it was begun on several."""
+        return None if self._about["devices"] is None else DevicesConfig(**self._about["devices"])
+
+    def on(self, mesh: Devices | None) -> None:
+        """Keep what it runs on."""
+        self._about["devices"] = None if mesh is None else dataclasses.asdict(mesh)
 
     @property
     def config(self) -> Config:
@@ -82,7 +96,7 @@ class Unfinished:
 
         The checkpoints stay with a run that was interrupted, so that it can be resumed.
         """
-        manifest = {key: self._about[key] for key in ("config", "config_directory", "name")}
+        manifest = {key: self._about[key] for key in ("config", "config_directory", "name", "devices")}
         calibration.save(self.folder, manifest)
         if calibration.result.successful:
             shutil.rmtree(self.checkpoints.directory)
@@ -112,12 +126,15 @@ class Unfinished:
 def begin(
     out: Path, name: str, config: Config, text: str, directory: Path, *, seed: int, start: Path | None, overwrite: bool
 ) -> Unfinished:
-    """A new run."""
+    """A new run. Of several processes the first keeps it; the others keep theirs where it is thrown away."""
+    if not is_first():
+        out = _scratch() / out.name
     about = {
         "schema": SCHEMA,
         "name": name,
         "seed": seed,
         "start": None if start is None else str(start.resolve()),
+        "devices": None,
         "config": json.loads(config.model_dump_json()),
         "config_directory": str(directory),
     }
@@ -130,6 +147,9 @@ def resume(out: Path) -> Unfinished:
     **Raises:** `ConfigError` if there is none.
     """
     out = out.with_name(out.name.removesuffix(".unfinished"))
+    if not is_first():
+        out = _scratch_copy(out)
+    wait_for_all("a run to be resumed was read")
     folder = _folder(out)
     if not folder.exists():
         if not (out / _ABOUT).is_file():
@@ -172,6 +192,21 @@ def refuse_existing(out: Path, overwrite: bool) -> None:
             raise ConfigError(
                 f"{_folder(out)} holds a run that was stopped; go on with it by --resume {out}, or pass --overwrite."
             )
+
+
+def _scratch() -> Path:
+    folder = tempfile.TemporaryDirectory(prefix="calibrant-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+def _scratch_copy(out: Path) -> Path:
+    """A run as it is on disk, where a process that is not the first may go on with it."""
+    copy = _scratch() / out.name
+    for source, target in ((out, copy), (_folder(out), _folder(copy))):
+        if source.is_dir():
+            shutil.copytree(source, target)
+    return copy
 
 
 def _folder(out: Path) -> Path:

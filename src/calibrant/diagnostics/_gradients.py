@@ -203,7 +203,7 @@ def _measure(
     simulation_seeds = seeds(words, (n, candidate.replicates), stream=_SEEDS)
     estimator = candidate.estimator
 
-    def losses(z, words, estimator):
+    def losses(problem, z, words, estimator):
         return expect(
             problem,
             jax.vmap(prior.constrain)(z),
@@ -215,22 +215,22 @@ def _measure(
         )
 
     @eqx.filter_jit
-    def run(z, words):
+    def run(problem, z, words):
         if isinstance(estimator, FiniteDifferences):
             where, each = estimator.stencil(z, words)
-            out = losses(where, each, Pathwise())
+            out = losses(problem, where, each, Pathwise())
             return estimator.combine(out.losses, out.finite, n)[1:]
 
         def total(z):
-            out = losses(z, words, estimator)
+            out = losses(problem, z, words, estimator)
             return jnp.sum(out.losses), out.finite
 
         g, finite = jax.grad(total, has_aux=True)(z)
         return finite, g
 
-    finite, g = jax.block_until_ready(run(rows, simulation_seeds))
+    finite, g = jax.block_until_ready(run(problem, rows, simulation_seeds))
     start = time.perf_counter()
-    jax.block_until_ready(run(rows, simulation_seeds))
+    jax.block_until_ready(run(problem, rows, simulation_seeds))
     seconds = time.perf_counter() - start
     g = np.asarray(g, np.float64).reshape(points, -1, dim)
     kept = np.asarray(finite).reshape(points, -1) & np.all(np.isfinite(g), axis=2)
@@ -255,13 +255,13 @@ def _seconds_a_run(problem: Problem, prior: Prior, method: GVI, rows: Array, rep
     words = seeds(0, (rows.shape[0], replicates))
 
     @eqx.filter_jit
-    def run(z):
+    def run(problem, z):
         values = jax.vmap(prior.constrain)(z)
         return expect(problem, values, seeds=words, simulations_at_once=method.simulations_at_once).losses
 
-    jax.block_until_ready(run(rows))
+    jax.block_until_ready(run(problem, rows))
     start = time.perf_counter()
-    jax.block_until_ready(run(rows))
+    jax.block_until_ready(run(problem, rows))
     return (time.perf_counter() - start) / (rows.shape[0] * replicates)
 
 
@@ -271,17 +271,22 @@ def _growth(problem: Problem, prior: Prior, z: Float[Array, "points dim"], words
     directions = directions / jnp.linalg.norm(directions, axis=1, keepdims=True)
     simulation_seeds = seeds(words, z.shape[:1], stream=_SEEDS + 1)
 
-    @jax.jit
-    def norms(z, v, seed):
-        def observed(z):
-            params = problem.with_values(prior.constrain(z))
-            out = simulate(problem.model, params, seed=seed, steps=problem.steps, inputs=problem.inputs).observed
-            return [x for x in jax.tree.leaves(out) if eqx.is_inexact_array(x)]
+    @eqx.filter_jit
+    def norms(problem, z, v, seeds):
+        def one(x):
+            z, v, seed = x
 
-        tangents = jax.jvp(observed, (z,), (v,))[1]
-        return jnp.sqrt(sum(jnp.sum(t.reshape(t.shape[0], -1) ** 2, axis=1) for t in tangents))
+            def observed(z):
+                params = problem.with_values(prior.constrain(z))
+                out = simulate(problem.model, params, seed=seed, steps=problem.steps, inputs=problem.inputs).observed
+                return [x for x in jax.tree.leaves(out) if eqx.is_inexact_array(x)]
 
-    each = jax.lax.map(lambda x: norms(*x), (z, directions, simulation_seeds))
+            tangents = jax.jvp(observed, (z,), (v,))[1]
+            return jnp.sqrt(sum(jnp.sum(t.reshape(t.shape[0], -1) ** 2, axis=1) for t in tangents))
+
+        return jax.lax.map(one, (z, v, seeds))
+
+    each = norms(problem, z, directions, simulation_seeds)
     size = np.sqrt(np.nanmean(np.asarray(each, np.float64) ** 2, axis=0))
     moving = size > 0
     return size / size[np.argmax(moving)] if np.any(moving) else size

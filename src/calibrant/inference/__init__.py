@@ -14,6 +14,7 @@ from calibrant.inference._failures import Penalise as Penalise
 from calibrant.inference._gvi import GVI as GVI
 from calibrant.inference._gvi import default_optimiser as default_optimiser
 from calibrant.inference._mala import MALA as MALA
+from calibrant.inference._mesh import auto_devices as auto_devices
 from calibrant.inference._nuts import NUTS as NUTS
 from calibrant.inference._planner import AutoMode as AutoMode
 from calibrant.inference._planner import Plan as Plan

@@ -14,6 +14,12 @@ def available_memory() -> int:
     return min(_machine(), _control_group())
 
 
+def device_memory() -> int:
+    """Bytes that are free for each device of the mesh in use: those of a CPU share what there is."""
+    sharing = jax.sharding.get_abstract_mesh().size // jax.process_count()
+    return available_memory() // (max(sharing, 1) if jax.default_backend() == "cpu" else 1)
+
+
 def memory_in_use() -> int | None:
     """Bytes that are taken where `available_memory` are left: on the device; on a CPU, by this process."""
     stats = jax.local_devices()[0].memory_stats()

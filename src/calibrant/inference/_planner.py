@@ -17,13 +17,14 @@ import equinox as eqx
 import jax
 
 from calibrant._autodiff import AbstractMode, CheckpointedReverseMode, HybridMode, ReverseMode
-from calibrant.inference._memory import available_memory
+from calibrant._processes import least, told_by_first
+from calibrant.inference._memory import device_memory
 
 _GIB = 2**30
 _NOT_TIMED = 4.0
 _NEAR = 1.5
 #: A program is run again until so many seconds have passed, or so many runs.
-_TIMED_FOR, _RUNS = 0.3, 30
+_TIMED_FOR, _RUNS, _TOGETHER = 0.3, 30, 3
 
 
 class AutoMode(eqx.Module):
@@ -46,7 +47,7 @@ class AutoMode(eqx.Module):
     @property
     def budget(self) -> int:
         """In bytes."""
-        return int(0.8 * available_memory() if self.memory is None else self.memory * _GIB)
+        return least(int(0.8 * device_memory())) if self.memory is None else int(self.memory * _GIB)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +200,8 @@ class Compiled:
         self._run = jitted.lower(*arguments).compile()
         compiled: Any = self._run.compiled
         stats = compiled.memory_analysis()
-        #: Bytes beyond the arguments.
+        #: Bytes of the arguments, and beyond them; on a mesh, of one device.
+        self.arguments = int(stats.argument_size_in_bytes)
         self.memory = int(stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes)
         cost = compiled.cost_analysis()
         cost = cost[0] if isinstance(cost, list) else cost
@@ -209,8 +211,9 @@ class Compiled:
     def seconds(self) -> float:
         """The shortest of a few runs; infinite where memory does not suffice after all."""
         times: list[float] = []
+        alone = jax.process_count() == 1  # several processes must run it equally often
         try:
-            while sum(times) < _TIMED_FOR and len(times) < _RUNS:
+            while sum(times) < _TIMED_FOR and len(times) < _RUNS if alone else len(times) < _TOGETHER:
                 start = time.perf_counter()
                 jax.block_until_ready(self._run(*self._arguments))
                 times.append(time.perf_counter() - start)
@@ -218,7 +221,7 @@ class Compiled:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             return math.inf
-        return min(times)
+        return told_by_first(min(times))
 
 
 def fitting(program: Callable[[int | None], Any], simulations: int, row: int, budget: int) -> tuple[int | None, Any]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from calibrant._devices import gathered
 from calibrant.inference._base import State, UpdateRecord
 
 
@@ -30,5 +31,5 @@ def repeated(
 
     shapes = jax.eval_shape(one, dynamic)[1]
     records = jax.tree.map(lambda x: jnp.zeros((updates, *x.shape), x.dtype), shapes)
-    dynamic, records = jax.lax.fori_loop(0, count, body, (dynamic, records))
+    dynamic, records = gathered(jax.lax.fori_loop(0, count, body, (dynamic, records)))
     return eqx.combine(dynamic, static), records

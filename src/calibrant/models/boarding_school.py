@@ -116,6 +116,10 @@ class BoardingSchoolSIR(AbstractModel):
         return daily(outputs, self.steps_per_day)
 
     @property
+    def n_agents(self):
+        return self.pupils
+
+    @property
     def default_steps(self):
         return 14 * self.steps_per_day
 
@@ -204,6 +208,10 @@ class BoardingSchoolSIBR(AbstractModel):
         # What accumulates is added up here, after the scan, where no horizon cuts it.
         by_day = {name: daily(outputs[name], self.steps_per_day) for name in ("in_bed", "convalescent")}
         return {**by_day, "ever_ill": jnp.sum(outputs["falls_ill"])}
+
+    @property
+    def n_agents(self):
+        return self.pupils
 
     @property
     def default_steps(self):

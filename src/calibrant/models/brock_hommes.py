@@ -86,6 +86,10 @@ class BrockHommes(AbstractModel):
         return state[0]
 
     @property
+    def n_agents(self):
+        return self.agents
+
+    @property
     def default_steps(self):
         return 97
 

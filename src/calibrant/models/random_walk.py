@@ -35,5 +35,9 @@ class RandomWalk(AbstractModel):
         return state
 
     @property
+    def n_agents(self):
+        return self.walkers
+
+    @property
     def default_steps(self):
         return 100

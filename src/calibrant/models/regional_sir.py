@@ -94,6 +94,10 @@ class RegionalSIR(AbstractModel):
         return {"infected": infected, "recovered": self.areas.sizes.astype(infected.dtype) - infected - susceptible}
 
     @property
+    def n_agents(self):
+        return self.areas.n_agents
+
+    @property
     def default_params(self):
         return RegionalSIRParams(log_factor=jnp.zeros((self.areas.n_venues, self._periods)))
 

@@ -78,5 +78,9 @@ class SIR(AbstractModel):
         return {"infected": infected, "recovered": self.layers[0].n_agents - infected - susceptible}
 
     @property
+    def n_agents(self):
+        return self.layers[0].n_agents
+
+    @property
     def default_steps(self):
         return 60

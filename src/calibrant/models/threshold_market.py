@@ -80,5 +80,9 @@ class ThresholdMarket(AbstractModel):
         return state.last
 
     @property
+    def n_agents(self):
+        return self.agents
+
+    @property
     def default_steps(self):
         return 100

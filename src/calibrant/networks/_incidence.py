@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from calibrant.networks._rows import sum_rows, take_rows
+from calibrant.networks._rows import Venues, exact_sum_rows, take_rows
 
 
 class Incidence(eqx.Module):
@@ -13,20 +13,23 @@ class Incidence(eqx.Module):
 
     As a 0/1 matrix M of shape (venues, agents), `sum` is M and `spread` its transpose.
 
-    **Arguments:** `venue_of`, integers of shape (agents,), from 0 to `n_venues - 1`, or -1 for no venue.
+    **Arguments:**
 
-    **Raises:** `ValueError` for indices out of range.
+    - `venue_of`: integers of shape (agents,), from 0 to `n_venues - 1`, or -1 for no venue.
+    - `blocks`: agents and venues are laid out in so many parts of equal length, every agent's venue in the agent's own
+      part, so that parts can live on devices of their own and exchange nothing.
+    - `cut`: the last so many venues of every part are copies of venues with agents in more than one part; a sum is
+      the same in all copies.
+
+    **Raises:** `ValueError` for indices out of range and for agents whose venue is in another part.
     """
 
     venue_of: Int[Array, " agents"]
     sizes: Int[Array, " venues"]
     n_venues: int = eqx.field(static=True)
-    is_sorted: bool = eqx.field(static=True)
-    #: Size of the groups if agents stand in order in groups of equal size (the last may be smaller), else `None`.
-    #: Sums and spreads are then reshapes, some ten times faster than segment sums and gathers.
-    group_size: int | None = eqx.field(static=True)
+    venues: Venues = eqx.field(static=True)
 
-    def __init__(self, venue_of, n_venues: int | None = None):
+    def __init__(self, venue_of, n_venues: int | None = None, *, blocks: int = 1, cut: int = 0):
         index = np.asarray(venue_of)
         if index.ndim != 1 or not np.issubdtype(index.dtype, np.integer):
             raise ValueError(
@@ -36,32 +39,53 @@ class Incidence(eqx.Module):
         n_venues = largest + 1 if n_venues is None else n_venues
         if int(index.min(initial=0)) < -1 or largest >= n_venues:
             raise ValueError(f"Incidence needs venues from 0 to {n_venues - 1}, or -1 for none.")
+        if blocks < 1 or index.size % blocks or n_venues % blocks or not 0 <= cut <= n_venues // blocks:
+            raise ValueError(
+                f"{index.size} agents and {n_venues} venues cannot be laid out in {blocks} equal parts with {cut} "
+                "copies of venues that are cut each."
+            )
+        sizes = _counts(index, n_venues)
+        if blocks > 1:
+            part = np.repeat(np.arange(blocks), index.size // blocks)
+            if np.any((index >= 0) & (index // max(n_venues // blocks, 1) != part)):
+                raise ValueError(f"Incidence in {blocks} blocks needs the venue of every agent in the agent's own.")
+            if cut:
+                copies = sizes.reshape(blocks, -1)
+                copies[:, -cut:] = copies[:, -cut:].sum(0)
         # Agents without a venue have an index past the last, which sums leave out.
         index = np.where(index < 0, n_venues, index)
+        parts, size = blocks, -(-index.size // n_venues) if n_venues else 0
+        in_groups = size > 0 and blocks == 1 and np.array_equal(index, np.arange(index.size) // size)
+        if in_groups and index.size == n_venues * size:
+            blocks = n_venues  # every group is a block of its own
         self.venue_of = jnp.asarray(index, dtype=jnp.int32)
-        self.sizes = jnp.asarray(np.bincount(index, minlength=n_venues + 1)[:n_venues], dtype=jnp.int32)
+        self.sizes = jnp.asarray(sizes, dtype=jnp.int32)
         self.n_venues = int(n_venues)
-        self.is_sorted = bool(np.all(np.diff(index) >= 0))
-        size = -(-index.size // n_venues) if n_venues else 0
-        in_blocks = size > 0 and np.array_equal(index, np.arange(index.size) // size)
-        self.group_size = size if in_blocks else None
+        self.venues = Venues(
+            rows=int(n_venues),
+            is_sorted=bool(np.all(np.diff(index.reshape(parts, -1)) >= 0)),
+            largest=max(int(sizes.max(initial=1)), 1),
+            # Sums and spreads are then reshapes, some ten times faster than segment sums and gathers.
+            group_size=size if in_groups else None,
+            blocks=int(blocks),
+            cut=int(cut),
+        )
 
     @property
     def n_agents(self) -> int:
         return self.venue_of.shape[0]
 
     def sum(self, x: Float[Array, " agents"]) -> Float[Array, " venues"]:
-        """Agents to venues. Sums of zeros and ones are exact in float32 up to 2^24 members a venue."""
-        if self.group_size is not None:
-            missing = self.n_venues * self.group_size - self.n_agents
-            return jnp.sum(jnp.pad(x, (0, missing)).reshape(self.n_venues, self.group_size), axis=1)
-        return sum_rows(x, self.venue_of, rows=self.n_venues, is_sorted=self.is_sorted)
+        """Agents to venues, in fixed point: the same whatever the order of agents, the device and the number of them.
+
+        Sums of zeros and ones are exact up to 2^24 members a venue; of others, every value is rounded to 2^-30 of the
+        largest of all times the size of the largest venue (2^-62 in float64). Derivatives are in floating point.
+        """
+        return exact_sum_rows(x, self.venue_of, self.venues)
 
     def spread(self, y: Float[Array, " venues"]) -> Float[Array, " agents"]:
         """Venues to agents; zero for agents without a venue."""
-        if self.group_size is not None:
-            return jnp.broadcast_to(y[:, None], (self.n_venues, self.group_size)).reshape(-1)[: self.n_agents]
-        return take_rows(y, self.venue_of, rows=self.n_venues, is_sorted=self.is_sorted)
+        return take_rows(y, self.venue_of, self.venues)
 
     def sum_of_others(self, x: Float[Array, " agents"]) -> Float[Array, " agents"]:
         """For each agent, the sum over everybody *else* in the venue.
@@ -76,3 +100,7 @@ class Incidence(eqx.Module):
         """`sum_of_others` over the number of others; zero for an agent who is alone."""
         others = self.spread(jnp.maximum(self.sizes - 1, 1).astype(x.dtype))
         return self.sum_of_others(x) / jnp.maximum(others, 1)
+
+
+def _counts(index: np.ndarray, n_venues: int) -> np.ndarray:
+    return np.bincount(index[index >= 0], minlength=n_venues)

@@ -1,11 +1,19 @@
-"""The two linear maps between agents and venues, as JAX primitives that are each other's transpose.
+"""The linear maps between agents and venues, as JAX primitives that are closed under differentiation.
 
-`sum_rows(x, venue_of)` adds rows of agents up by venue, `take_rows(y, venue_of)` hands rows of venues out to agents.
-Left to itself, JAX moves the axis of a `vmap` to the front, and turns the transpose of a gather into a scatter that
-no longer knows that its indices are sorted. Here a mapped axis goes to the back, so that the tangents of one agent lie
-side by side and travel as one row, and each direction of both AD modes is again one of these two.
+`sum_rows(x, venue_of)` adds rows of agents up by venue, `take_rows(y, venue_of)` hands rows of venues out to agents,
+and each is the transpose of the other. Left to itself, JAX moves the axis of a `vmap` to the front, and turns the
+transpose of a gather into a scatter that no longer knows that its indices are sorted. Here a mapped axis goes to the
+back, so that the tangents of one agent lie side by side and travel as one row, and each direction of both AD modes is
+again one of these two.
+
+`exact_sum_rows` is `sum_rows` in fixed point: its value does not depend on the order in which agents are added, nor on
+the devices they live on. Its derivative is that of `sum_rows`, in floating point.
+
+Where agents are divided over devices each device works on its own agents. Venues are then either whole on every device
+(contributions are added up over all), or laid out in blocks as agents are (see `Venues`), and nothing is exchanged.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -14,40 +22,142 @@ import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int
 
+from calibrant._devices import AGENTS
+
 _sum_p = Primitive("calibrant_sum_rows")
+_exact_p = Primitive("calibrant_exact_sum_rows")
 _take_p = Primitive("calibrant_take_rows")
 
 
-def sum_rows(x: Array, index: Int[Array, " agents"], *, rows: int, is_sorted: bool) -> Array:
+@dataclasses.dataclass(frozen=True)
+class Venues:
+    """What is known of the venues of an index before any numbers are.
+
+    `rows`: how many. `is_sorted`: whether agents stand in order of venues, in every block. `largest`: members of the
+    largest, from which fixed point knows when it would overflow. `group_size`: of groups of equal size in which agents
+    stand in order (the last may be smaller), if they do. `blocks`: agents and venues are laid out in so many parts of
+    equal length, and every agent's venue is in the agent's own part. `cut`: the last so many venues of every part are
+    copies of venues with agents in more than one.
+    """
+
+    rows: int
+    is_sorted: bool = False
+    largest: int = 1
+    group_size: int | None = None
+    blocks: int = 1
+    cut: int = 0
+
+
+def sum_rows(x: Array, index: Int[Array, " agents"], venues: Venues) -> Array:
     """Rows of agents to rows of venues: `out[v] = sum of x[i] over i with index[i] == v`.
 
-    `x` has shape (agents, *columns); the result (rows, *columns). Indices from `rows` on are left out.
+    `x` has shape (agents, *columns); the result (venues, *columns). Indices from `venues.rows` on are left out.
     """
-    return _sum_p.bind(x, index, rows=rows, is_sorted=is_sorted)
+    return combined(_sum_p.bind(x, index, venues=venues, mesh=jax.sharding.get_abstract_mesh()), venues)
 
 
-def take_rows(y: Array, index: Int[Array, " agents"], *, rows: int, is_sorted: bool) -> Array:
-    """Rows of venues to rows of agents: `out[i] = y[index[i]]`, zero for indices from `rows` on."""
-    return _take_p.bind(y, index, rows=rows, is_sorted=is_sorted)
+def exact_sum_rows(x: Array, index: Int[Array, " agents"], venues: Venues) -> Array:
+    """`sum_rows` in fixed point, 30 bits (62 in float64) for the largest |x| of a column times the largest venue.
+
+    Sums of zeros and ones are exact up to 2^30 members a venue, but for the last conversion to floating point. A column
+    with a value that is not finite gives `nan` everywhere.
+    """
+    return _exact_p.bind(x, index, venues=venues, mesh=jax.sharding.get_abstract_mesh())
 
 
-def _sum_impl(x, index, *, rows, is_sorted):
+def take_rows(y: Array, index: Int[Array, " agents"], venues: Venues) -> Array:
+    """Rows of venues to rows of agents: `out[i] = y[index[i]]`, zero for indices from `venues.rows` on."""
+    return _take_p.bind(y, index, venues=venues, mesh=jax.sharding.get_abstract_mesh())
+
+
+def combined(y: Array, venues: Venues) -> Array:
+    """Rows of venues in which the copies of a venue that is cut are the sum of them all."""
+    if not venues.cut:
+        return y
+    parts = y.reshape(venues.blocks, -1, *y.shape[1:])
+    whole, copies = parts[:, : -venues.cut], parts[:, -venues.cut :]
+    copies = jnp.broadcast_to(jnp.sum(copies, axis=0, dtype=y.dtype), copies.shape)
+    return jnp.concatenate([whole, copies], axis=1).reshape(y.shape)
+
+
+def _sum_here(x: Array, index: Array, rows: int, venues: Venues) -> Array:
+    if venues.group_size is not None:
+        missing = rows * venues.group_size - x.shape[0]
+        padded = jnp.pad(x, ((0, missing), *[(0, 0)] * (x.ndim - 1)))
+        return jnp.sum(padded.reshape(rows, venues.group_size, *x.shape[1:]), axis=1)
     zeros = jnp.zeros((rows, *x.shape[1:]), x.dtype)
-    return zeros.at[index].add(x, indices_are_sorted=is_sorted, mode="drop")
+    return zeros.at[index].add(x, indices_are_sorted=_in_order(rows, venues), mode="drop")
 
 
-def _take_impl(y, index, *, rows, is_sorted):
+def _take_here(y: Array, index: Array, rows: int, venues: Venues) -> Array:
     if rows == 0:
         return jnp.zeros((*index.shape, *y.shape[1:]), y.dtype)
-    return y.at[index].get(indices_are_sorted=is_sorted, mode="fill", fill_value=0)
+    if venues.group_size is not None:
+        spread = jnp.broadcast_to(y[:, None], (rows, venues.group_size, *y.shape[1:]))
+        return spread.reshape(rows * venues.group_size, *y.shape[1:])[: index.shape[0]]
+    return y.at[index].get(indices_are_sorted=_in_order(rows, venues), mode="fill", fill_value=0)
 
 
-def _define(primitive: Primitive, impl: Any, *, transpose: Primitive, to_venues: bool) -> None:
-    def abstract(x, index, *, rows, is_sorted):
-        del is_sorted
-        length = rows if to_venues else index.shape[0]
+def _in_order(rows: int, venues: Venues) -> bool:
+    return venues.is_sorted and rows * venues.blocks == venues.rows  # at most one block
+
+
+def _on_devices(x: Array, index: Array, venues: Venues, mesh: Any, *, to_venues: bool) -> Array:
+    """`_sum_here` or `_take_here`, every device its own agents."""
+    here = _sum_here if to_venues else _take_here
+    devices = mesh.shape.get(AGENTS, 1)
+    if devices == 1 or index.shape[0] % devices:
+        return here(x, index, venues.rows, venues)
+    divided = venues.blocks % devices == 0
+    if not divided:
+        venues = dataclasses.replace(venues, group_size=None)  # groups may cross from one device to the next
+
+    def local(x, index, device):  # its number comes as data: not every mesh has `jax.lax.axis_index`
+        rows = venues.rows
+        if divided:
+            rows = venues.rows // devices
+            index = index - device * rows
+        out = here(x, index, rows, venues)
+        return jax.lax.psum(out, AGENTS) if to_venues and not divided else out
+
+    of_agents, of_venues = PartitionSpec(AGENTS), PartitionSpec(AGENTS) if divided else PartitionSpec()
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        axis_names={AGENTS},
+        in_specs=(of_agents if to_venues else of_venues, of_agents, of_agents),
+        out_specs=of_venues if to_venues else of_agents,
+        check_vma=False,
+    )(x, index, jnp.arange(devices, dtype=index.dtype))
+
+
+def _sum_impl(x, index, *, venues, mesh):
+    return _on_devices(x, index, venues, mesh, to_venues=True)
+
+
+def _take_impl(y, index, *, venues, mesh):
+    return _on_devices(y, index, venues, mesh, to_venues=False)
+
+
+def _exact_impl(x, index, *, venues, mesh):
+    wide = x.dtype == jnp.float64
+    integer, bits = (jnp.int64, 62) if wide else (jnp.int32, 30)
+    most = jnp.max(jnp.abs(x), axis=0, initial=0) * venues.largest
+    _, exponent = jnp.frexp(jnp.where(most > 0, most, 1))
+    # Powers of two, by which numbers are multiplied without rounding.
+    power = jnp.minimum(bits - exponent, 1000 if wide else 120)
+    scale, back = jnp.ldexp(jnp.ones_like(most), power), jnp.ldexp(jnp.ones_like(most), -power)
+    total = _sum_impl(jnp.rint(x * scale).astype(integer), index, venues=venues, mesh=mesh)
+    return combined(total, venues).astype(x.dtype) * jnp.where(jnp.isfinite(most), back, jnp.nan)
+
+
+def _define(primitive: Primitive, impl: Any, *, linear: Primitive, transpose: Primitive, to_venues: bool) -> None:
+    def abstract(x, index, *, venues, mesh):
+        del mesh
+        length = venues.rows if to_venues else index.shape[0]
         return ShapedArray((length, *x.shape[1:]), x.dtype)
 
     def jvp(primals, tangents, **params):
@@ -57,7 +167,8 @@ def _define(primitive: Primitive, impl: Any, *, transpose: Primitive, to_venues:
         zero = isinstance(dx, ad.Zero)
         if zero:
             return out, ad.Zero.from_primal_value(out)  # pyright: ignore[reportAttributeAccessIssue]
-        return out, primitive.bind(dx, index, **params)
+        tangent = linear.bind(dx, index, **params)
+        return out, tangent if primitive is linear else combined(tangent, params["venues"])
 
     def transposed(cotangent, x, index, **params):
         del x
@@ -69,15 +180,19 @@ def _define(primitive: Primitive, impl: Any, *, transpose: Primitive, to_venues:
         if of_index is None:
             return primitive.bind(jnp.moveaxis(x, of_x, -1), index, **params), x.ndim - 1
         axes = tuple(dims)
-        return jax.vmap(functools.partial(impl, **params), axes)(x, index), 0
+        # Rarely more than a test: every element has venues of its own.
+        whole = {**params, "mesh": jax.sharding.AbstractMesh((), ())}
+        return jax.vmap(functools.partial(impl, **whole), axes)(x, index), 0
 
-    primitive.def_impl(jax.jit(impl, static_argnames=("rows", "is_sorted")))
+    primitive.def_impl(jax.jit(impl, static_argnames=("venues", "mesh")))
     primitive.def_abstract_eval(abstract)
     ad.primitive_jvps[primitive] = jvp
-    ad.primitive_transposes[primitive] = transposed
+    if primitive is linear:
+        ad.primitive_transposes[primitive] = transposed
     batching.primitive_batchers[primitive] = batched
     mlir.register_lowering(primitive, mlir.lower_fun(impl, multiple_results=False))
 
 
-_define(_sum_p, _sum_impl, transpose=_take_p, to_venues=True)
-_define(_take_p, _take_impl, transpose=_sum_p, to_venues=False)
+_define(_sum_p, _sum_impl, linear=_sum_p, transpose=_take_p, to_venues=True)
+_define(_exact_p, _exact_impl, linear=_sum_p, transpose=_take_p, to_venues=True)
+_define(_take_p, _take_impl, linear=_take_p, transpose=_sum_p, to_venues=False)

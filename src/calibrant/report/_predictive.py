@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from calibrant._devices import gathered
 from calibrant._problem import Problem
 from calibrant._randomness import seeds
 from calibrant._simulate import simulate
@@ -33,4 +34,4 @@ def _predict(problem: Problem, posterior: Posterior, draws: int, seed: int) -> A
         return problem.loss.observe(key, out, values)
 
     inputs = values, seeds(seed, draws, stream=7), jax.random.split(noise, draws)
-    return jax.lax.map(lambda x: one(*x), inputs, batch_size=_AT_ONCE)  # large models must fit in memory
+    return gathered(jax.lax.map(lambda x: one(*x), inputs, batch_size=_AT_ONCE))  # large models must fit in memory

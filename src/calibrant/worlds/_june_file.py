@@ -58,6 +58,10 @@ def import_june(path: "str | Path") -> World:
     care = {int(i): r for r, (_, k, i) in enumerate(table) if RESIDENCES[k] == "care home"}
     staff_of = [care[int(i)] if ACTIVITIES[k] == "care home" else -1 for k, i in venues]
     left_out = [s for s in specs[:, 1] if s.strip() and s not in _MAIN]
+    # A resident of a care home with staff is a member of that home, and of nothing else.
+    both = np.isin(residence, [a for a in staff_of if a >= 0]) & takes_part
+    left_out += [s.replace("_", " ") + " while resident in a care home" for s in specs[both, 1]]
+    activity[both] = -1
 
     order = np.argsort(residence, kind="stable")
     sex = np.array([1 if _text(s) == "m" else 0 for s in people["sex"]])

@@ -104,6 +104,14 @@ class World:
             )
         if np.any(self.residence_kind[self.activity_residence[staffed]] != RESIDENCES.index("care home")):
             raise WorldError("`activity_residence` of a care home's staff must be a care home.")
+        if len(np.unique(self.activity_residence[staffed])) != np.sum(staffed):
+            raise WorldError("A care home has one main activity for all its staff.")
+        both = np.isin(self.residence, self.activity_residence[staffed]) & (self.activity >= 0)
+        if np.any(both):
+            raise WorldError(
+                f"Residents of a care home with staff have no main activity of their own; person {int(np.argmax(both))}"
+                f" and {int(both.sum()) - 1} others have."
+            )
 
     @property
     def n_people(self) -> int:
@@ -178,8 +186,13 @@ def nearest_areas(latitude: np.ndarray, longitude: np.ndarray, k: int) -> np.nda
 
     With fewer than `k` areas, all of them.
     """
-    order = np.argsort(_squared_chords(latitude, longitude), axis=1, kind="stable")
-    return order[:, : min(k, len(latitude))].astype(np.int32)
+    n = len(latitude)
+    rows = max(1, 10_000_000 // n)  # at a time, for memory
+    parts = [
+        np.argsort(_squared_chords(latitude, longitude, slice(i, i + rows)), axis=1, kind="stable")[:, : min(k, n)]
+        for i in range(0, n, rows)
+    ]
+    return np.concatenate(parts).astype(np.int32)
 
 
 def distances_km(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
@@ -187,9 +200,10 @@ def distances_km(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
     return 2 * 6371.0 * np.arcsin(np.sqrt(np.clip(_squared_chords(latitude, longitude), 0, 4)) / 2)
 
 
-def _squared_chords(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
+def _squared_chords(latitude: np.ndarray, longitude: np.ndarray, rows: slice = slice(None)) -> np.ndarray:
     lat, lon = np.radians(latitude), np.radians(longitude)
     x = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1)
-    squared = np.maximum(2 - 2 * x @ x.T, 0)
-    np.fill_diagonal(squared, -1)  # an area is its own nearest, whatever the rounding
+    squared = np.maximum(2 - 2 * x[rows] @ x.T, 0)
+    own = np.arange(len(x))[rows]
+    squared[np.arange(len(own)), own] = -1  # an area is its own nearest, whatever the rounding
     return squared

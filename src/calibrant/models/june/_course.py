@@ -7,7 +7,7 @@ independent of who is infected when.
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from calibrant._randomness import Randomness
 from calibrant.models.june import _tables as tables
@@ -55,31 +55,40 @@ def stage_probabilities(params) -> tuple[Array, Array, Array, Array]:
     )
 
 
-def draw_course(params, band: Int[Array, " people"], rng: Randomness) -> Course:
-    """Draw everybody's course; `band` is the age band of each person."""
+def draw_course(
+    params,
+    band: Int[Array, " people"],
+    rng: Randomness,
+    *,
+    index: UInt32[Array, " people"] | None = None,
+    exists: Float[Array, " people"] | None = None,
+) -> Course:
+    """Draw everybody's course; `band` is the age band of each person, `index` what their draws go by."""
     shape = band.shape
     dtype = jnp.result_type(params.severity)
 
     def normal(site, moments):
-        return moments[0] + moments[1] * rng.normal(f"course: {site}", shape, dtype=dtype)
+        return moments[0] + moments[1] * rng.normal(f"course: {site}", shape, agents=index, dtype=dtype)
 
     def days(site, moments, shift=0.0):
         return jnp.exp(shift + normal(site, moments))
 
     def event(site, p, where=None):
-        return rng.bernoulli(p[band], site=f"course: {site}", where=where)
+        return rng.bernoulli(p[band], site=f"course: {site}", where=where, agents=index)
 
     exposed = days("exposed", tables.EXPOSED, params.incubation)
     onset = exposed + days("presymptomatic", tables.PRESYMPTOMATIC)
     of_symptoms, of_severe, of_critical, of_death = stage_probabilities(params)
-    symptomatic = event("symptomatic", of_symptoms)
+    symptomatic = event("symptomatic", of_symptoms, exists)
     severe = event("severe", of_severe, symptomatic)
     critical = event("critical", of_critical, severe)
     dies = event("dies", of_death, critical)
     admission = onset + days("to admission", tables.TO_ADMISSION, params.admission_delay)
     intensive = admission + days("to critical", tables.TO_CRITICAL)
     death = intensive + days("to death", tables.TO_DEATH, params.death_delay)
-    recovery = rng.normal("course: recovery", shape, dtype=dtype)  # one recovers once, so one number is enough
+    recovery = rng.normal(
+        "course: recovery", shape, agents=index, dtype=dtype
+    )  # one recovers once, so one number is enough
 
     def recovers(moments):
         return jnp.exp(moments[0] + moments[1] * recovery)

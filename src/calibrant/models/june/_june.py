@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from calibrant._model import AbstractModel, Params, parameter
 from calibrant.models.june import _tables as tables
@@ -28,7 +28,7 @@ from calibrant.models.june._calendar import Calendar, DayInputs
 from calibrant.models.june._course import Course, draw_course, infectiousness, stage_probabilities
 from calibrant.models.june._expected import delay_distribution, delayed
 from calibrant.networks import Incidence
-from calibrant.worlds import ACTIVITIES, RESIDENCES, World, nearest_areas
+from calibrant.worlds import ACTIVITIES, Population, World
 
 
 def _log_beta(default: float, venue: str, *, free: bool = True) -> Any:
@@ -129,6 +129,8 @@ class June(AbstractModel):
     - `sampled`: also count admissions and deaths of the agents themselves, and prevalence.
     - `detail`: also give every output by age and by region.
     - `people_per_agent`: what an agent stands for; outputs are counts of people.
+    - `blocks`: into which the world is divided, as many as devices along `agents` or a multiple of it. It changes
+      nothing else: everybody draws the same numbers in any layout.
 
     Outputs by day, shape (days,): `infections`, `cumulative_infections`, `expected_admissions`, `expected_deaths`;
     `seroprevalence`, the share with antibodies of those from 20 to 69; with `sampled` also `prevalence`, `admissions`,
@@ -138,12 +140,13 @@ class June(AbstractModel):
     residences: Incidence
     activities: Incidence
     cells: Incidence
+    index: UInt32[Array, " people"] | None
+    exists: Float[Array, " people"] | None
     residence_contact: Float[Array, " people"]
     in_care_home: Bool[Array, " people"]
+    lives_at_activity: Bool[Array, " people"]
     activity_contact: Float[Array, " people"]
     activity_kind: Int[Array, " people"]
-    care_home_residence: Int[Array, " homes"]
-    care_home_activity: Int[Array, " homes"]
     near: Int[Array, "areas near"]
     leisure_contact: Float[Array, " areas"]
     attendance: Float[Array, "2 groups leisure"]
@@ -171,30 +174,10 @@ class June(AbstractModel):
         sampled: bool = False,
         detail: bool = False,
         people_per_agent: float = 1.0,
+        blocks: int = 1,
     ):
         if leisure_areas < 1:
             raise ValueError(f"`leisure_areas` is at least 1, got {leisure_areas}.")
-        groups = tables.group_of(world.age, world.sex)
-        area = world.area
-        activity = world.activity
-        n_groups = tables.N_GROUPS
-
-        # Members of care homes: residents and staff.
-        staffed = np.flatnonzero(world.activity_residence >= 0)
-        homes = world.activity_residence[staffed]
-        in_residence = np.bincount(world.residence, minlength=world.n_residences)
-        in_activity = np.bincount(activity[activity >= 0], minlength=world.n_activities)
-        staff = in_activity[staffed].copy()
-        in_activity[staffed] += in_residence[homes]
-        np.add.at(in_residence, homes, staff)
-
-        def contact(members):
-            return np.clip(1 / np.maximum(members - 1, 1), 0, 1)
-
-        kind = np.where(activity >= 0, world.activity_kind[np.maximum(activity, 0)] if world.n_activities else 0, 0)
-        works = activity >= 0
-        near = nearest_areas(world.latitude, world.longitude, leisure_areas)
-        members = np.bincount(area, minlength=world.n_areas)[near].sum(1)
         region = {
             "all": np.zeros(world.n_areas, np.int32),
             "borough": world.borough,
@@ -205,26 +188,34 @@ class June(AbstractModel):
         seeding = np.ones(world.n_areas) if seeding is None else np.asarray(seeding, dtype=float)
         if seeding.shape != (world.n_areas,) or not np.all(seeding >= 0):
             raise ValueError(f"`seeding` has one number >= 0 for each of {world.n_areas} areas.")
+        people = Population.of(world, blocks=blocks, near=leisure_areas)
+        groups = tables.group_of(people.age, people.sex)
 
-        self.residences = Incidence(world.residence, world.n_residences)
-        self.activities = Incidence(activity, world.n_activities)
-        self.cells = Incidence((area * n_groups + groups).astype(np.int32), world.n_areas * n_groups)
-        self.residence_contact = jnp.asarray(contact(in_residence)[world.residence], dtype=float)
-        home = world.residence_kind == RESIDENCES.index("care home")
-        self.in_care_home = jnp.asarray(home[world.residence])
-        self.activity_contact = jnp.asarray(
-            np.where(works, contact(in_activity)[np.maximum(activity, 0)], 0) if world.n_activities else 0.0 * activity,
-            dtype=float,
-        )
-        self.activity_kind = jnp.asarray(kind, dtype=jnp.uint8)
-        self.care_home_residence = jnp.asarray(homes, dtype=jnp.int32)
-        self.care_home_activity = jnp.asarray(staffed, dtype=jnp.int32)
-        self.near = jnp.asarray(near)
-        self.leisure_contact = jnp.asarray(contact(members), dtype=float)
+        def contact(members):
+            return np.clip(1 / np.maximum(members - 1, 1), 0, 1)
+
+        def venues(venue, n, cut=0):
+            return Incidence(venue, n, blocks=blocks, cut=cut)
+
+        n_cells = people.n_areas * tables.N_GROUPS
+        self.residences = venues(people.residence, people.n_residences)
+        self.activities = venues(people.activity, people.n_activities, people.cut)
+        cell = np.where(people.area < 0, -1, people.area * tables.N_GROUPS + groups)
+        self.cells = venues(cell.astype(np.int32), n_cells)
+        self.index = None if blocks == 1 else jnp.asarray(people.index)
+        self.exists = None if blocks == 1 else jnp.asarray(people.exists, dtype=float)
+        self.residence_contact = jnp.asarray(contact(people.residence_members), dtype=float)
+        self.in_care_home = jnp.asarray(people.in_care_home)
+        self.lives_at_activity = jnp.asarray(people.lives_at_activity)
+        in_activity = np.where(people.activity < 0, 0, contact(people.activity_members))
+        self.activity_contact = jnp.asarray(in_activity, dtype=float)
+        self.activity_kind = jnp.asarray(people.activity_kind)
+        self.near = jnp.asarray(people.near)
+        self.leisure_contact = jnp.asarray(contact(people.around), dtype=float)
         self.attendance = jnp.asarray(tables.attendance(), dtype=float)
-        self.seeding = jnp.asarray(seeding, dtype=float)
+        self.seeding = jnp.asarray(people.of_areas(seeding), dtype=float)
         self.band = jnp.asarray(tables.BAND_OF_GROUP[groups], dtype=jnp.uint8)
-        self.region = jnp.asarray(region)
+        self.region = jnp.asarray(people.of_areas(region))
         self.inputs = calendar.inputs()
         self.people_per_agent = jnp.asarray(people_per_agent, dtype=float)
         self.n_regions = int(region.max()) + 1
@@ -234,7 +225,7 @@ class June(AbstractModel):
         self.start = calendar.start
 
     @property
-    def n_people(self) -> int:
+    def n_agents(self) -> int:
         return self.band.shape[0]
 
     @property
@@ -258,13 +249,14 @@ class June(AbstractModel):
         return ("infections", "prevalence", "admissions", "deaths") if self.sampled else ("infections",)
 
     def init(self, params, rng):
-        course = draw_course(params, self.band.astype(jnp.int32), rng)
+        course = draw_course(params, self.band.astype(jnp.int32), rng, index=self.index, exists=self.exists)
         dtype = course.onset.dtype
-        zeros = jnp.zeros((self.n_people,), dtype)
+        zeros = jnp.zeros((self.n_agents,), dtype)
         empty = jnp.zeros((self.n_regions, len(tables.AGE_BANDS)), dtype)
         return JuneState(
-            infected=zeros,
-            infected_on=jnp.full((self.n_people,), jnp.inf, dtype),
+            # Nobody, who fills up a block, cannot be infected.
+            infected=zeros if self.exists is None else 1 - self.exists.astype(dtype),
+            infected_on=jnp.full((self.n_agents,), jnp.inf, dtype),
             latent=zeros,
             active=zeros,
             course=course,
@@ -294,7 +286,7 @@ class June(AbstractModel):
         common = per_cell * leisure + self._imports(params, inputs_t)
         force = self._at_home_and_work(beta, home, work)
         hazard = force * self.cells.spread(per_cell) + self.cells.spread(common)
-        caught = rng.bernoulli(-jnp.expm1(-hazard), site="infection", where=1 - state.infected)
+        caught = rng.bernoulli(-jnp.expm1(-hazard), site="infection", where=1 - state.infected, agents=self.index)
 
         # An infection that a parameter makes a little more likely makes its person a little infectious later, realised
         # or not. The realised course says when for those infected; for the rest the derivative follows the mean course.
@@ -326,17 +318,11 @@ class June(AbstractModel):
 
     def _at_home_and_work(self, beta, x, outside):
         """Force of infection from residence and main activity on each person, a day, at susceptibility 1."""
-        in_residence = self.residences.sum(x)
-        in_activity = self.activities.sum(outside)
-        # Care homes: residents and staff are members of one venue.
-        residents = in_residence[self.care_home_residence]
-        in_residence = in_residence.at[self.care_home_residence].add(in_activity[self.care_home_activity])
-        in_activity = in_activity.at[self.care_home_activity].add(residents)
-
+        # In a care home with staff, residents and staff are members of one venue, the activity.
+        there = jnp.where(self.lives_at_activity, x, outside)
         at_home = jnp.where(self.in_care_home, beta["care_home"], beta["household"]) * self.residence_contact
-        force = at_home * (self.residences.spread(in_residence) - x)
-        others = self.activities.spread(in_activity) - jnp.where(self.activity_contact > 0, outside, 0)
-        return force + self._at_work(beta) * self.activity_contact * others
+        force = jnp.where(self.lives_at_activity, 0, at_home * self.residences.sum_of_others(x))
+        return force + self._at_work(beta) * self.activity_contact * self.activities.sum_of_others(there)
 
     def _at_work(self, beta) -> Float[Array, " people"]:
         """Intensity of contact in the main activity of each person."""
@@ -387,7 +373,8 @@ class June(AbstractModel):
         to_onset = [(tables.EXPOSED[0] + params.incubation, tables.EXPOSED[1]), tables.PRESYMPTOMATIC]
         delay = delay_distribution([*to_onset, tables.TO_ANTIBODIES], days)
         converted = jnp.sum(delayed(infections, adults, delay), axis=(1, 2))
-        members = self.people_per_agent * jnp.sum(adults[self.band.astype(jnp.int32)])
+        adult = adults[self.band.astype(jnp.int32)]
+        members = self.people_per_agent * jnp.sum(adult if self.exists is None else adult * self.exists)
         return jnp.cumsum(converted) / jnp.maximum(members, 1)
 
     def observe(self, params, state, inputs_t, rng):

@@ -33,6 +33,7 @@ def june_from_options(
     regions: str = "all",
     sampled: bool = False,
     detail: bool = False,
+    blocks: int = 1,
     directory: Path = Path(),
 ) -> June:
     """A model of JUNE.
@@ -76,6 +77,7 @@ def june_from_options(
         sampled=sampled,
         detail=detail,
         people_per_agent=1 / scale if scale is not None else 1.0,
+        blocks=blocks,
     )
 
 

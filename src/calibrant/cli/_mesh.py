@@ -1,0 +1,89 @@
+"""The devices that a command runs on."""
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import jax
+
+from calibrant._config import ConfigError
+from calibrant._config._schema import DevicesConfig
+from calibrant._devices import Devices
+from calibrant._prior import Prior
+from calibrant._problem import Problem
+from calibrant.inference import AbstractMethod, auto_devices
+
+Wanted = Literal["auto"] | DevicesConfig | None
+
+
+def wanted_devices(option: str | None, configured: Wanted) -> Wanted:
+    """What the command line says, `auto` or `2x4` (simulations x agents); else the configuration.
+
+    **Raises:** `ConfigError`.
+    """
+    if option is None:
+        return "auto" if configured is None and jax.process_count() > 1 else configured
+    if option == "auto":
+        return "auto"
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", option)
+    if match is None:
+        raise ConfigError(f"--devices is auto, or simulations x agents such as 2x4, got '{option}'.")
+    return DevicesConfig(simulations=int(match[1]), agents=int(match[2]))
+
+
+def mesh_of(wanted: Wanted, problem: Problem, prior: Prior, method: AbstractMethod) -> Devices | None:
+    """The mesh, or `None` where nothing is divided.
+
+    **Raises:** `ConfigError` for more devices than there are and for agents that they cannot share evenly.
+    """
+    if wanted is None:
+        return None
+    try:
+        if wanted == "auto":
+            return auto_devices(problem, method.runs_an_update(problem, prior.dim))
+        mesh = Devices(wanted.simulations, wanted.agents)
+        mesh.check(problem.model.n_agents)
+        return mesh
+    except ValueError as error:
+        raise ConfigError(f"devices: {error}") from error
+
+
+def on(mesh: Devices | None) -> contextlib.AbstractContextManager[Any]:
+    """Inside, everything runs on the mesh."""
+    return contextlib.nullcontext() if mesh is None else mesh
+
+
+def check_processes(processes: int | None, process: int | None, coordinator: str | None, join: bool) -> None:
+    """Whether the process has joined the others, as it was asked to.
+
+    **Raises:** `ConfigError`.
+    """
+    if not join and processes is process is coordinator is None:
+        return
+    here = jax.process_index(), jax.process_count()
+    if here[1] == 1 if join else here != (process, processes):
+        raise ConfigError(
+            f"this is process {here[0]} of {here[1]}, and not the one asked for; start it by the command `calibrant`, "
+            "which joins the others before anything else."
+        )
+
+
+@contextlib.contextmanager
+def others_may_end() -> Iterator[None]:
+    """Where another process ends, which shows as an error of the programs that they run together, end too."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        first_line = str(error).strip().splitlines()[0]
+        print(
+            f"calibrant: process {jax.process_index()} cannot go on without the others, one of which has ended "
+            f"({first_line[:200]}); go on with --resume.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)  # an ordinary exit would wait for the others first

@@ -1,0 +1,62 @@
+"""The command `calibrant`: joins the other processes, if it is one of several, and only then loads the rest.
+
+It is a package of its own because processes must join before JAX does anything, and importing Calibrant makes arrays.
+"""
+
+import argparse
+import sys
+from typing import Any, NoReturn
+
+#: Seconds: to wait for the others at the start, and until a process that says nothing is taken for dead.
+JOIN_WITHIN, SILENT_FOR = 50, 20
+
+
+def main() -> None:
+    """Entry point."""
+    _join(sys.argv[1:])
+    from calibrant.cli import main as command
+
+    command()
+
+
+def _join(arguments: list[str]) -> None:
+    """Join the other processes if the arguments say that there are some. The commands look at them again."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--processes")
+    parser.add_argument("--process")
+    parser.add_argument("--coordinator")
+    parser.add_argument("--join", action="store_true")
+    try:
+        given, _ = parser.parse_known_args(arguments)
+    except argparse.ArgumentError:
+        return  # the command's own parser says it better
+    flags = (given.processes, given.process, given.coordinator)
+    if all(x is None for x in flags) and not given.join:
+        return
+    where: dict[str, Any] = {}
+    if not given.join:
+        if any(x is None for x in flags):
+            _fail(
+                "--processes, --process and --coordinator belong together; under SLURM or Open MPI --join finds them."
+            )
+        try:
+            count, process = int(given.processes), int(given.process)
+        except ValueError:
+            _fail("--processes and --process are whole numbers.")
+        if not 0 <= process < count:
+            _fail(f"--process is from 0 to {count - 1}, got {process}.")
+        where = {"coordinator_address": given.coordinator, "num_processes": count, "process_id": process}
+    elif any(x is not None for x in flags):
+        _fail("--join finds the other processes by itself; leave --processes, --process and --coordinator out.")
+    import jax
+
+    try:
+        jax.distributed.initialize(**where, initialization_timeout=JOIN_WITHIN, heartbeat_timeout_seconds=SILENT_FOR)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        _fail(f"the processes could not join within {JOIN_WITHIN} s ({reason}); is every one of them started?", 1)
+
+
+def _fail(message: str, code: int = 2) -> NoReturn:
+    print(f"calibrant: {message}", file=sys.stderr)
+    raise SystemExit(code)

@@ -1,0 +1,201 @@
+"""The same on one device and on many: the same draws, the same decisions, and derivatives to rounding."""
+
+import datetime as dt
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import registry
+from compiling import no_compilation
+
+import calibrant as cal
+from calibrant import worlds
+from calibrant.models.june import Calendar
+from calibrant.networks import Incidence, random_groups
+
+MESHES = {
+    "agents": cal.Devices(agents=4),
+    "simulations": cal.Devices(simulations=4),
+    "both": cal.Devices(simulations=2, agents=4),
+}
+AREAS = worlds.synthetic_areas(90_000, np.random.default_rng(0))  # ten
+TOWN = worlds.build_world(3_000, seed=1, areas=AREAS)
+JUNE = cal.models.June(TOWN, Calendar(dt.date(2020, 3, 2), 12), sampled=True, blocks=4)
+MODELS = registry.MODELS | {
+    "random-walk": (cal.models.RandomWalk(4), {"steps": 9}),
+    "sir-irregular": (cal.models.SIR(random_groups(44, 6, seed=3), dt=0.5), {"steps": 9}),
+    "threshold-market": (cal.models.ThresholdMarket(52), {"steps": 9}),
+    "june": (JUNE, {"steps": 12}),
+}
+
+
+def _params(model):
+    return model.default_params.replace({"log_seed": -2.0}) if model is JUNE else model.default_params
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_decides_the_same_on_many_devices(name):
+    model, how = MODELS[name]
+    alone = cal.simulate(model, _params(model), seed=5, **how).outputs
+    agents = 4 if model.n_agents else 1
+    with cal.Devices(simulations=8 // agents, agents=agents):
+        divided = cal.simulate(model, _params(model), seed=5, **how).outputs
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(divided), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def _losses(model, how, mode, horizon, estimator=None, replicates=2):
+    outputs = cal.simulate(model, _params(model), seed=1, **how).outputs
+    data = jax.tree.map(lambda x: x.astype(float), outputs)
+    if isinstance(data, dict):
+        data = dict([next(iter(data.items()))])
+    loss = cal.losses.MeanSquaredError()
+    loss = cal.losses.Streams(dict.fromkeys(data, loss)) if isinstance(data, dict) else loss
+    problem = cal.Problem(model, data, loss, params=_params(model), **how)
+    names = [n for n, i in model.Params.describe().items() if i.prior is not None][:2] or ["log_factor"]
+    values = {n: jnp.stack([jnp.asarray(getattr(_params(model), n))] * 3) for n in names}
+
+    def total(values):
+        out = cal.expect(
+            problem, values, seeds=cal.seeds(2, (3, replicates)), mode=mode, horizon=horizon, estimator=estimator
+        )
+        return jnp.sum(out.losses), out
+
+    (_, out), gradient = jax.value_and_grad(total, has_aux=True)(values)
+    return out.losses, gradient
+
+
+def _close(ours, theirs, rtol):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * float(np.max(np.abs(np.asarray(b)), initial=0)))
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize(
+    ("mode", "horizon"), [("reverse", "full"), ("checkpointed", "sliding-1"), ("hybrid", "block-3")]
+)
+def test_gradients_in_every_mode(mode, horizon, mesh, x64):
+    model, how = cal.models.SIR.small_world(48, household=4, group=6), {"steps": 7}
+    modes = registry.MODES[mode], registry.HORIZONS[horizon]
+    alone = _losses(model, how, *modes)
+    with MESHES[mesh]:
+        _close(_losses(model, how, *modes), alone, 1e-10)
+
+
+@pytest.mark.parametrize("name", ["brock-hommes", "boarding-school", "regional-sir", "threshold-market", "june"])
+def test_gradients_of_every_model(name):
+    model, how = MODELS[name]
+    modes = cal.HybridMode(), cal.SlidingHorizon(0)
+    alone = _losses(model, how, *modes)
+    with MESHES["both"]:
+        _close(_losses(model, how, *modes), alone, 1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(set(registry.ESTIMATORS) - {"enumeration"}))
+def test_every_estimator(name, x64):
+    estimator, replicates = registry.ESTIMATORS[name]
+    model, how = cal.models.SIR.small_world(16, household=2, group=4), {"steps": 3}
+    modes = cal.ReverseMode(), cal.FullHorizon(), estimator, max(replicates, 3)
+    alone = _losses(model, how, *modes)
+    with MESHES["both"]:
+        _close(_losses(model, how, *modes), alone, 1e-9)
+
+
+def test_a_calibration_learns_the_same():
+    model = cal.models.SIR.small_world(200)
+    data = {"infected": cal.simulate(model, model.Params(), seed=1, steps=20).outputs["infected"]}
+    problem = cal.Problem(model, data, cal.losses.Streams({"infected": cal.losses.MeanSquaredError()}), steps=20)
+    method = cal.GVI(weight=0.1, max_updates=4, evaluate_every=2, evaluation_simulations=4, kl_samples=20)
+    alone = cal.calibrate(problem, method=method, progress=False)
+    with MESHES["both"]:
+        divided = cal.calibrate(problem, method=method, progress=False)
+    _close(divided.history, alone.history, 1e-4)
+    _close(eqx.filter(divided.posterior, eqx.is_array), eqx.filter(alone.posterior, eqx.is_array), 1e-4)
+
+
+def test_arrays_of_agents_are_divided_and_nothing_is_compiled_twice():
+    model = cal.models.SIR.small_world(64)
+    with cal.Devices(agents=4):
+        placed = cal.Problem(model, {"infected": jnp.zeros(5)}, cal.losses.MeanSquaredError(), steps=5).model
+        assert placed.layers[1].venue_of.sharding.shard_shape((64,)) == (16,)
+        assert placed.shares.sharding.is_fully_replicated
+        cal.simulate(placed, model.Params(), seed=0, steps=5)
+        with no_compilation():
+            cal.simulate(placed, model.Params(), seed=1, steps=5)
+            cal.simulate(model, model.Params(), seed=2, steps=5)
+
+
+def test_fixed_point_sums_do_not_depend_on_the_order():
+    rng = np.random.default_rng(0)
+    venue, x = rng.integers(0, 5, 10_000), rng.lognormal(size=10_000).astype(np.float32)
+    order = rng.permutation(10_000)
+    a = Incidence(venue).sum(jnp.asarray(x))
+    b = Incidence(venue[order]).sum(jnp.asarray(x[order]))
+    np.testing.assert_array_equal(a, b)
+    np.testing.assert_allclose(a, np.bincount(venue, x.astype(float)), rtol=1e-4)
+    assert not jnp.isfinite(Incidence(venue).sum(jnp.asarray(x).at[3].set(jnp.inf))).any()
+    ones = Incidence(np.zeros(2**24 + 3, int)).sum(jnp.ones(2**24 + 3))
+    assert int(ones[0]) == 2**24 + 4  # the nearest float
+
+
+def test_blocks_with_copies_of_what_is_cut(x64):
+    # Two blocks of three agents; venues 0 and 1 of each are its own, 2 is one venue with a copy in both.
+    network = Incidence(np.array([0, 2, 1, 3, 5, 5]), 6, blocks=2, cut=1)
+    x = jnp.asarray([1.0, 2, 3, 4, 5, 6])
+    assert network.sum(x).tolist() == [1, 3, 13, 4, 0, 13]
+    assert network.sizes.tolist() == [1, 1, 3, 1, 0, 3]
+    assert network.sum_of_others(x).tolist() == [0, 11, 0, 0, 8, 7]
+    forward, reverse = jax.jacfwd(network.sum_of_others)(x), jax.jacrev(network.sum_of_others)(x)
+    expected = np.zeros((6, 6))
+    expected[np.ix_([1, 4, 5], [1, 4, 5])] = 1 - np.eye(3)
+    np.testing.assert_array_equal(forward, expected)
+    np.testing.assert_array_equal(reverse, expected)
+    with pytest.raises(ValueError, match="venue of every agent in the agent's own"):
+        Incidence(np.array([0, 3, 1, 3, 5, 5]), 6, blocks=2, cut=1)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 5])
+def test_a_population_is_the_world_in_another_order(blocks):
+    world = TOWN
+    people = worlds.Population.of(world, blocks=blocks, near=2)
+    here = people.exists
+    assert here.sum() == world.n_people
+    order = people.index[here]
+    assert np.array_equal(np.sort(order), np.arange(world.n_people))
+    assert np.array_equal(people.age[here], world.age[order])
+    assert np.array_equal(people.area_of[people.area[here]], world.area[order])
+    # Who lives together lives together, and nobody else does.
+    pairs = np.unique(np.stack([people.residence[here], world.residence[order]]), axis=1).T
+    assert len(pairs) == len(np.unique(pairs[:, 0])) == len(np.unique(pairs[:, 1]))
+    length = people.age.size // blocks
+    assert np.array_equal(people.residence[here] // (people.n_residences // blocks), np.flatnonzero(here) // length)
+    # So do those who work together, over the copies of what is cut.
+    rows = people.n_activities // blocks
+    own = people.activity[here]
+    merged = np.where(own < 0, -1, np.where(own % rows >= rows - people.cut, own % rows, own + rows))
+    residents = people.lives_at_activity[here]
+    works = ~residents & (own >= 0)
+    assert np.array_equal(works, (world.activity[order] >= 0) & ~residents)
+    pairs = np.unique(np.stack([merged[works], world.activity[order][works]]), axis=1).T
+    assert len(pairs) == len(np.unique(pairs[:, 0])) == len(np.unique(pairs[:, 1]))
+
+
+def test_what_cannot_be_divided_is_refused():
+    with pytest.raises(ValueError, match="9 x 1 devices were asked for and there are 8"), cal.Devices(simulations=9):
+        pass
+    with pytest.raises(ValueError, match="whole number >= 1"):
+        cal.Devices(agents=0)
+    with cal.Devices(agents=4):
+        with pytest.raises(ValueError, match="50 agents cannot be divided evenly over 4"):
+            cal.simulate(cal.models.SIR.small_world(50), cal.models.SIR.small_world(50).Params(), seed=0, steps=3)
+        with pytest.raises(ValueError, match="does not say how many agents"):
+            cal.simulate(
+                cal.models.BrockHommesForecast(),
+                cal.models.BrockHommesForecast.Params(),
+                seed=0,
+                inputs=np.zeros((3, 3)),
+            )
+    with pytest.raises(worlds.WorldError, match="at most so many blocks, not 99"):
+        worlds.Population.of(worlds.build_world(500, seed=0), blocks=99)
