@@ -320,8 +320,9 @@ class June(AbstractModel):
         """Force of infection from residence and main activity on each person, a day, at susceptibility 1."""
         # In a care home with staff, residents and staff are members of one venue, the activity.
         there = jnp.where(self.lives_at_activity, x, outside)
-        at_home = jnp.where(self.in_care_home, beta["care_home"], beta["household"]) * self.residence_contact
-        force = jnp.where(self.lives_at_activity, 0, at_home * self.residences.sum_of_others(x))
+        contact = jnp.where(self.lives_at_activity, 0, self.residence_contact)
+        at_home = jnp.where(self.in_care_home, beta["care_home"], beta["household"]) * contact
+        force = at_home * self.residences.sum_of_others(x)
         return force + self._at_work(beta) * self.activity_contact * self.activities.sum_of_others(there)
 
     def _at_work(self, beta) -> Float[Array, " people"]:
