@@ -16,6 +16,14 @@ def _clear_caches():
     jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def unoptimised():
+    """Programs are compiled in half the time, and run slower: for tests of what is around them."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """An empty directory, which is the current one."""

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from commands import SMALL, run
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 
 @pytest.fixture
 def a_run(here, monkeypatch, capsys):

@@ -12,6 +12,8 @@ from commands import JUNE, SMALL, run
 import calibrant as cal
 from calibrant._config import bundled_configs, parse_config
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 
 def test_a_calibration_from_a_config(here, monkeypatch, capsys):
     (here / "c.toml").write_text(SMALL.format(data="synthetic = { seed = 1 }"))

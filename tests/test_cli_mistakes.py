@@ -3,6 +3,8 @@
 import pytest
 from commands import JUNE, SMALL, run
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 BAD = {
     "not toml": ("[model", "no valid TOML"),
     "unknown field": (SMALL.format(data="synthetic = { seed = 1 }") + "\n[mehtod]\nx = 1\n", "mehtod"),

@@ -10,6 +10,8 @@ import pytest
 
 import calibrant as cal
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 STUDIES = Path(__file__).parents[1] / "studies"
 
 

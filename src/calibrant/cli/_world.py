@@ -64,9 +64,13 @@ def import_command(
 def info(
     world: Annotated[Path, typer.Argument(help="a world file")],
     picture: Annotated[Path | None, typer.Option(help="PNG to write")] = None,
+    shards: Annotated[int | None, typer.Option(help="what dividing it over so many devices would cost", min=1)] = None,
 ) -> None:
-    """What a world looks like, beside what is known of London."""
+    """What a world looks like, beside what is known of London; with --shards, how it divides over devices."""
     loaded = worlds.World.load(world)
+    if shards is not None:
+        _out.print(_divided(loaded, shards))
+        return
     table = Table("", "this world", "London")
     for row in worlds.summary(loaded):
         table.add_row(*row)
@@ -77,3 +81,25 @@ def info(
         with atomic_path(picture) as part:
             worlds.figure(loaded).savefig(part, format="png", dpi=130)
         _out.print(f"picture: {picture}", soft_wrap=True)
+
+
+def _divided(world: worlds.World, shards: int) -> Table:
+    balance = worlds.Balance.of(world, shards)
+    tangents = 11  # parameters with a prior of JUNE
+    table = Table(f"over {shards} devices", "", title_justify="left")
+    rows = [
+        ("people a device", f"{balance.people.min():,} to {balance.people.max():,}"),
+        ("share of device time that is not waiting", f"{balance.efficiency:.1%}"),
+        ("main activities that are cut", f"{balance.cut_venues:,} of {balance.venues:,}"),
+        ("memberships that are cut", f"{balance.cut_members:.1%}"),
+        ("near areas on another device", f"{balance.near_elsewhere:.1%}"),
+        ("exchanged by a device in a step", _bytes(balance.bytes_a_step(world.n_areas))),
+        (f"the same with {tangents} tangents", _bytes(balance.bytes_a_step(world.n_areas, 1 + tangents))),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _bytes(n: float) -> str:
+    return f"{n / 2**20:,.2f} MiB" if n >= 2**20 else f"{n / 2**10:,.1f} KiB"
