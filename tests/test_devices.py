@@ -11,7 +11,8 @@ import registry
 from compiling import no_compilation
 
 import calibrant as cal
-from calibrant import worlds
+from calibrant import _devices, worlds
+from calibrant._checkpoints import fingerprint
 from calibrant.models.june import Calendar
 from calibrant.networks import Incidence, random_groups
 
@@ -154,6 +155,52 @@ def test_blocks_with_copies_of_what_is_cut(x64):
     np.testing.assert_array_equal(reverse, expected)
     with pytest.raises(ValueError, match="venue of every agent in the agent's own"):
         Incidence(np.array([0, 3, 1, 3, 5, 5]), 6, blocks=2, cut=1)
+
+
+def test_a_world_laid_out_on_disk_is_read_by_parts(tmp_path):
+    people = worlds.Population.of(TOWN, blocks=4, near=3)
+    people.save(tmp_path / "town.h5")
+    on_disk = worlds.Population.open(tmp_path / "town.h5")
+    calendar = Calendar(dt.date(2020, 3, 2), 12)
+    alone = cal.simulate(JUNE, _params(JUNE), seed=5, steps=12).outputs["infections"]
+    with cal.Devices(agents=2):
+        model = cal.models.June(on_disk, calendar)
+        assert model.residences.venue_of.sharding.shard_shape((model.n_agents,)) == (model.n_agents // 2,)
+        read = cal.simulate(model, _params(JUNE), seed=5, steps=12).outputs["infections"]
+    np.testing.assert_array_equal(read, alone)
+    whole = cal.models.June(people, calendar, sampled=True)
+    assert fingerprint(whole) == fingerprint(JUNE)
+    for how, match in (({"blocks": 2}, "laid out in 4 blocks"), ({"leisure_areas": 2}, "`leisure_areas` = 3")):
+        with pytest.raises(ValueError, match=match):
+            cal.models.June(on_disk, calendar, **how)
+    TOWN.save(tmp_path / "world.h5")
+    with pytest.raises(worlds.WorldError, match="no world laid out"):
+        worlds.Population.open(tmp_path / "world.h5")
+    (tmp_path / "broken.h5").write_bytes((tmp_path / "town.h5").read_bytes()[:3000])
+    with pytest.raises(worlds.WorldError, match="cannot be read as a world"):
+        worlds.Population.open(tmp_path / "broken.h5")
+
+
+def test_a_fingerprint_does_not_depend_on_the_devices():
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=80_000).astype(np.float32), rng.integers(0, 9, 80_000), rng.random(80_000) < 0.5]
+    tree = [jnp.asarray(x) for x in arrays] + [jnp.asarray(arrays[0].astype(np.float16))]
+    alone = fingerprint(tree)
+    with cal.Devices(agents=4):
+        assert fingerprint(_devices.place(tree, 80_000)) == alone
+    assert fingerprint([tree[0].at[77].add(1e-6), *tree[1:]]) != alone
+    assert fingerprint([jnp.flip(tree[0]), *tree[1:]]) != alone
+
+
+def test_a_mesh_is_chosen():
+    model = cal.models.SIR.small_world(60)
+    problem = cal.Problem(model, {"infected": jnp.zeros(5)}, cal.losses.MeanSquaredError(), steps=5)
+    for simulations, expected in ((100, (8, 1)), (8, (8, 1)), (5, (4, 2)), (1, (1, 6))):
+        mesh = cal.inference.auto_devices(problem, simulations)
+        assert (mesh.simulations, mesh.agents) == expected
+    forecast = cal.models.BrockHommesForecast()
+    market = cal.Problem(forecast, jnp.zeros(3), cal.losses.MeanSquaredError(), inputs=np.zeros((3, 3)))
+    assert str(cal.inference.auto_devices(market, 5)) == "5x1"
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 3, 5])

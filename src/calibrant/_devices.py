@@ -8,6 +8,7 @@ depend on the mesh.
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -75,10 +76,9 @@ class Devices:
     def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
         _entered.pop().__exit__(kind, value, traceback)
 
-    def check(self, agents: int | None) -> None:
-        """Refuse, with a `ValueError`, a mesh with too many devices, or that cannot share so many agents."""
-        _ = self.mesh  # there are as many
-        _check(agents, self.agents)
+    def check(self) -> None:
+        """Refuse, with a `ValueError`, more devices than there are."""
+        _ = self.mesh
 
     def __str__(self) -> str:
         return f"{self.simulations}x{self.agents}"
@@ -118,6 +118,18 @@ def gathered(tree: PyTree) -> PyTree:
         return tree
     whole = PartitionSpec()
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, whole) if eqx.is_array(x) else x, tree)
+
+
+def divided_array(length: int, part: Callable[[slice], np.ndarray]) -> Array:
+    """An array of agents, of which every process makes the parts that its own devices hold.
+
+    **Arguments:** `length`; `part`, from a slice of agents to their numbers.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size <= 1 or length % shards(AGENTS):
+        return jnp.asarray(part(slice(None)))
+    sharding = NamedSharding(jax.sharding.get_mesh(), PartitionSpec(AGENTS))
+    return jax.make_array_from_callback((length,), sharding, lambda where: part(where[0] if where else slice(None)))
 
 
 def place(tree: PyTree, agents: int | None) -> PyTree:

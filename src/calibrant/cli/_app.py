@@ -21,7 +21,7 @@ from calibrant._processes import is_first
 from calibrant._simulate import simulate
 from calibrant.cli._check import check_command
 from calibrant.cli._comparison import compare_methods, write_comparison
-from calibrant.cli._mesh import check_processes, mesh_of, on, others_may_end, wanted_devices
+from calibrant.cli._mesh import build_on, check_processes, on, others_may_end, wanted_devices
 from calibrant.cli._policies import compare
 from calibrant.cli._run import names_run, read_run, report_again
 from calibrant.cli._signals import interrupted_by_sigterm
@@ -123,8 +123,8 @@ def calibrate_command(
         if start is not None:
             text += f"\n# on the command line: --start {start}\n"
         run = begin(out, name, settings, text, directory, seed=seed, start=start, overwrite=overwrite)
-    problem, prior, method = run.config.build(run.directory)
-    mesh = mesh_of(wanted_devices(devices, run.devices or run.config.devices), problem, prior, method)
+    wanted = wanted_devices(devices, run.devices or run.config.devices)
+    mesh, problem, prior, method = build_on(wanted, lambda: run.config.build(run.directory))
     run.on(mesh)
     if mesh is not None and is_first() and not quiet:
         _say.print(f"devices: {mesh} (simulations x agents), {jax.devices()[0].platform}")

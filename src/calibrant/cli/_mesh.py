@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import jax
@@ -34,19 +34,25 @@ def wanted_devices(option: str | None, configured: Wanted) -> Wanted:
     return DevicesConfig(simulations=int(match[1]), agents=int(match[2]))
 
 
-def mesh_of(wanted: Wanted, problem: Problem, prior: Prior, method: AbstractMethod) -> Devices | None:
-    """The mesh, or `None` where nothing is divided.
+def build_on(
+    wanted: Wanted, build: Callable[[], tuple[Problem, Prior, AbstractMethod]]
+) -> tuple[Devices | None, Problem, Prior, AbstractMethod]:
+    """The mesh, `None` where nothing is divided, and what `build` builds: on the mesh, where it is known before.
 
     **Raises:** `ConfigError` for more devices than there are and for agents that they cannot share evenly.
     """
-    if wanted is None:
-        return None
+    mesh = None
     try:
+        if isinstance(wanted, DevicesConfig):
+            mesh = Devices(wanted.simulations, wanted.agents)
+            mesh.check()
+        with on(mesh):  # where every process reads its own part of a world
+            problem, prior, method = build()
         if wanted == "auto":
-            return auto_devices(problem, method.runs_an_update(problem, prior.dim))
-        mesh = Devices(wanted.simulations, wanted.agents)
-        mesh.check(problem.model.n_agents)
-        return mesh
+            mesh = auto_devices(problem, method.runs_an_update(problem, prior.dim))
+        return mesh, problem, prior, method
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"devices: {error}") from error
 

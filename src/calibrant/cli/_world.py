@@ -83,6 +83,22 @@ def info(
         _out.print(f"picture: {picture}", soft_wrap=True)
 
 
+@app.command()
+def divide(
+    world: Annotated[Path, typer.Argument(help="a world file")],
+    out: Annotated[Path, typer.Argument(help="file to write")],
+    blocks: Annotated[int, typer.Option(help="a multiple of the devices that agents are divided over", min=1)] = 8,
+    leisure_areas: Annotated[int, typer.Option(help="as in the model", min=1)] = 3,
+    overwrite: Annotated[bool, typer.Option("--overwrite")] = False,
+) -> None:
+    """Lay a world out in blocks, of which every process reads its own."""
+    _refuse_existing(out, overwrite)
+    people = worlds.Population.of(worlds.World.load(world), blocks=blocks, near=leisure_areas)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    people.save(out)
+    _out.print(f"{blocks} blocks of {people.n_people // blocks:,} people: {out}", soft_wrap=True)
+
+
 def _divided(world: worlds.World, shards: int) -> Table:
     balance = worlds.Balance.of(world, shards)
     tangents = 11  # parameters with a prior of JUNE

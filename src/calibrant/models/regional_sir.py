@@ -91,7 +91,8 @@ class RegionalSIR(AbstractModel):
 
     def observe(self, params, state, inputs_t, rng):
         infected, susceptible = self.areas.sum(state.infected), self.areas.sum(state.susceptible)
-        return {"infected": infected, "recovered": self.areas.sizes.astype(infected.dtype) - infected - susceptible}
+        people = jnp.asarray(self.areas.sizes, infected.dtype)
+        return {"infected": infected, "recovered": people - infected - susceptible}
 
     @property
     def n_agents(self):

@@ -25,7 +25,7 @@ class Incidence(eqx.Module):
     """
 
     venue_of: Int[Array, " agents"]
-    sizes: Int[Array, " venues"]
+    sizes: Int[Array, " venues"] | None
     n_venues: int = eqx.field(static=True)
     venues: Venues = eqx.field(static=True)
 
@@ -71,6 +71,17 @@ class Incidence(eqx.Module):
             cut=int(cut),
         )
 
+    @classmethod
+    def laid_out(cls, venue_of: Int[Array, " agents"], venues: Venues) -> "Incidence":
+        """One whose layout is known, and nothing of which need be in one place: sizes are not counted.
+
+        `venue_of` is `venues.rows` for agents without a venue.
+        """
+        made = object.__new__(cls)
+        for name, value in {"venue_of": venue_of, "sizes": None, "n_venues": venues.rows, "venues": venues}.items():
+            object.__setattr__(made, name, value)
+        return made
+
     @property
     def n_agents(self) -> int:
         return self.venue_of.shape[0]
@@ -97,7 +108,12 @@ class Incidence(eqx.Module):
         return self.spread(self.sum(x)) - jnp.where(member, x, jnp.zeros_like(x))
 
     def mean_of_others(self, x: Float[Array, " agents"]) -> Float[Array, " agents"]:
-        """`sum_of_others` over the number of others; zero for an agent who is alone."""
+        """`sum_of_others` over the number of others; zero for an agent who is alone.
+
+        **Raises:** `ValueError` for an incidence that was `laid_out`.
+        """
+        if self.sizes is None:
+            raise ValueError("An Incidence that was laid out has no sizes, and so no means; divide by members.")
         others = self.spread(jnp.maximum(self.sizes - 1, 1).astype(x.dtype))
         return self.sum_of_others(x) / jnp.maximum(others, 1)
 

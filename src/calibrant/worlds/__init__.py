@@ -10,6 +10,7 @@ from calibrant.worlds._info import summary as summary
 from calibrant.worlds._june_file import import_june as import_june
 from calibrant.worlds._population import Balance as Balance
 from calibrant.worlds._population import Population as Population
+from calibrant.worlds._population import is_laid_out as is_laid_out
 from calibrant.worlds._world import ACTIVITIES as ACTIVITIES
 from calibrant.worlds._world import RESIDENCES as RESIDENCES
 from calibrant.worlds._world import World as World

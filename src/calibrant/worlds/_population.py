@@ -6,10 +6,22 @@ may: a venue with members in several blocks has a copy in each, and only those c
 """
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 
+from calibrant._files import atomic_path
 from calibrant.worlds._world import RESIDENCES, World, WorldError, nearest_areas
+
+#: In memory, or on disk, where a slice of it is read when it is asked for.
+Column = np.ndarray | h5py.Dataset
+
+SCHEMA = "calibrant-population"
+VERSION = 1
+_NUMBERS = ("blocks", "n_residences", "n_activities", "cut", "largest_residence", "largest_activity", "largest_cell")
+_OF_AREAS = ("area_of", "borough", "near", "around")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,31 +39,38 @@ class Population:
 
     Rows of nobodies are -1.
 
-    Arrays of areas, shape (blocks x areas a block,): `area_of`, position in the world, -1 for none; `near`, rows of the
-    nearest areas, itself first, shape (..., k); `around`, people who live in those.
+    Arrays of areas, shape (blocks x areas a block,): `area_of`, position in the world, -1 for none; `borough`; `near`,
+    rows of the nearest areas, itself first, shape (..., k); `around`, people who live in those.
 
     `cut`: the last so many activities of every block are copies of those with members in several blocks.
+    `largest_cell`: people of one area, age and sex, at most.
+
+    From a file (`open`) arrays of people stay on disk, where they are read a slice at a time.
     """
 
     blocks: int
-    index: np.ndarray
-    exists: np.ndarray
-    age: np.ndarray
-    sex: np.ndarray
-    area: np.ndarray
-    residence: np.ndarray
-    residence_members: np.ndarray
-    in_care_home: np.ndarray
-    lives_at_activity: np.ndarray
-    activity: np.ndarray
-    activity_members: np.ndarray
-    activity_kind: np.ndarray
+    index: Column
+    exists: Column
+    age: Column
+    sex: Column
+    area: Column
+    residence: Column
+    residence_members: Column
+    in_care_home: Column
+    lives_at_activity: Column
+    activity: Column
+    activity_members: Column
+    activity_kind: Column
     area_of: np.ndarray
+    borough: np.ndarray
     near: np.ndarray
     around: np.ndarray
     n_residences: int
     n_activities: int
     cut: int
+    largest_residence: int
+    largest_activity: int
+    largest_cell: int
 
     @classmethod
     def of(cls, world: World, *, blocks: int = 1, near: int = 1) -> "Population":
@@ -92,28 +111,85 @@ class Population:
             sex=people(world.sex, 0),
             area=people(area_row[area].astype(np.int32), -1),
             residence=people(residence_row[world.residence].astype(np.int32), -1),
-            residence_members=people(of_residence, 1),
+            residence_members=people(of_residence.astype(np.int32), 1),
             in_care_home=people(world.residence_kind[world.residence] == RESIDENCES.index("care home"), 0),
             lives_at_activity=people(lives_there, 0),
             activity=people(activity_row.astype(np.int32), -1),
-            activity_members=people(of_activity, 1),
+            activity_members=people(of_activity.astype(np.int32), 1),
             activity_kind=people(kind.astype(np.uint8), 0),
             area_of=area_of,
+            borough=np.where(area_of < 0, 0, world.borough[there]).astype(np.int32),
             near=np.where(area_of[:, None] < 0, itself, area_row[nearest[there]]).astype(np.int32),
             around=np.where(area_of < 0, 1, around[there]),
             n_residences=_longest(block_of_area[world.residence_area], blocks) * blocks,
             n_activities=n_activities,
             cut=cut,
+            largest_residence=int(of_residence.max()),
+            largest_activity=int(of_activity.max()),
+            largest_cell=_largest_cell(world),
         )
+
+    @property
+    def n_people(self) -> int:
+        """Rows of people, the nobodies included."""
+        return self.index.shape[0]
 
     @property
     def n_areas(self) -> int:
         """Rows of areas, the empty ones included."""
         return self.area_of.shape[0]
 
-    def of_areas(self, x: np.ndarray, missing: float = 0) -> np.ndarray:
-        """An array of the areas of the world as rows of areas here."""
-        return np.where(self.area_of < 0, missing, x[np.maximum(self.area_of, 0)]).astype(x.dtype)
+    @property
+    def n_areas_of_world(self) -> int:
+        """Areas of the world."""
+        return int(np.sum(self.area_of >= 0))
+
+    def of_areas(self, x: np.ndarray) -> np.ndarray:
+        """An array of the areas of the world as rows of areas here; 0 for none."""
+        return np.where(self.area_of < 0, 0, x[np.maximum(self.area_of, 0)]).astype(x.dtype)
+
+    def save(self, path: "str | Path") -> None:
+        """Write as HDF5, block after block, so that a process reads its own alone. Atomic."""
+        with atomic_path(Path(path)) as part, h5py.File(part, "w") as file:
+            file.attrs["schema"], file.attrs["version"] = SCHEMA, VERSION
+            for field in dataclasses.fields(self):
+                value = getattr(self, field.name)
+                if field.name in _NUMBERS:
+                    file.attrs[field.name] = value
+                else:
+                    chunks = (value.shape[0] // self.blocks, *value.shape[1:])
+                    file.create_dataset(field.name, data=value, chunks=chunks if min(chunks, default=0) else None)
+
+    @classmethod
+    def open(cls, path: "str | Path") -> "Population":
+        """What `save` wrote.
+
+        **Raises:** `WorldError` for a file that is none of ours, of another version, or damaged.
+        """
+        try:
+            file = h5py.File(path, "r")
+            if file.attrs.get("schema") != SCHEMA:
+                raise WorldError(f"{path} is no world laid out by `calibrant world divide`.")
+            if file.attrs["version"] != VERSION:
+                raise WorldError(f"{path} was laid out by another version of calibrant; divide the world again.")
+            names = [field.name for field in dataclasses.fields(cls)]
+            values: dict[str, Any] = {name: file.attrs[name] if name in _NUMBERS else file[name] for name in names}
+        except FileNotFoundError:
+            raise WorldError(f"There is no file {path}.") from None
+        except (OSError, KeyError) as error:
+            raise WorldError(f"{path} cannot be read as a world ({error}).") from error
+        values |= {name: int(values[name]) for name in _NUMBERS}
+        values |= {name: np.asarray(values[name]) for name in _OF_AREAS}
+        return cls(**values)
+
+
+def is_laid_out(path: "str | Path") -> bool:
+    """Whether a file is what `Population.save` wrote."""
+    try:
+        with h5py.File(path, "r") as file:
+            return bool(file.attrs.get("schema") == SCHEMA)
+    except OSError:
+        return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +284,12 @@ def _memberships(world: World) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
     else:
         members, kind = np.ones_like(activity), np.zeros_like(activity)
     return lives_in >= 0, in_residence[world.residence], activity, members, kind
+
+
+def _largest_cell(world: World) -> int:
+    ages = 100
+    cell = (world.area.astype(np.int64) * ages + np.minimum(world.age, ages - 1)) * 2 + world.sex
+    return int(np.bincount(cell).max())
 
 
 def _longest(block: np.ndarray, blocks: int) -> int:

@@ -22,12 +22,13 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from calibrant._devices import divided_array
 from calibrant._model import AbstractModel, Params, parameter
 from calibrant.models.june import _tables as tables
 from calibrant.models.june._calendar import Calendar, DayInputs
 from calibrant.models.june._course import Course, draw_course, infectiousness, stage_probabilities
 from calibrant.models.june._expected import delay_distribution, delayed
-from calibrant.networks import Incidence
+from calibrant.networks import Incidence, Venues
 from calibrant.worlds import ACTIVITIES, Population, World
 
 
@@ -122,7 +123,7 @@ class June(AbstractModel):
 
     **Arguments:**
 
-    - `world`, `calendar`.
+    - `world`, or one laid out, a `Population`, of which every process reads its own part; `calendar`.
     - `leisure_areas`: leisure happens in one venue an area, shared by the residents of so many nearest areas.
     - `regions`: `"all"`, `"borough"` or `"area"`, by which outputs are counted.
     - `seeding`: relative import rate of each area, ones by default.
@@ -165,7 +166,7 @@ class June(AbstractModel):
 
     def __init__(
         self,
-        world: World,
+        world: World | Population,
         calendar: Calendar,
         *,
         leisure_areas: int = 3,
@@ -178,44 +179,65 @@ class June(AbstractModel):
     ):
         if leisure_areas < 1:
             raise ValueError(f"`leisure_areas` is at least 1, got {leisure_areas}.")
+        people = world if isinstance(world, Population) else Population.of(world, blocks=blocks, near=leisure_areas)
+        n, areas = people.n_people, people.n_areas_of_world
+        if isinstance(world, Population):
+            if blocks not in (1, people.blocks):
+                raise ValueError(f"The world was laid out in {people.blocks} blocks; leave `blocks` out, got {blocks}.")
+            if people.near.shape[1] != min(leisure_areas, areas):
+                raise ValueError(
+                    f"The world was laid out for `leisure_areas` = {people.near.shape[1]}, got {leisure_areas}; divide "
+                    "it again."
+                )
         region = {
-            "all": np.zeros(world.n_areas, np.int32),
-            "borough": world.borough,
-            "area": np.arange(world.n_areas, dtype=np.int32),
+            "all": np.zeros(people.n_areas, np.int32),
+            "borough": people.borough,
+            "area": np.maximum(people.area_of, 0).astype(np.int32),
         }.get(regions)
         if region is None:
             raise ValueError(f"`regions` is 'all', 'borough' or 'area', got '{regions}'.")
-        seeding = np.ones(world.n_areas) if seeding is None else np.asarray(seeding, dtype=float)
-        if seeding.shape != (world.n_areas,) or not np.all(seeding >= 0):
-            raise ValueError(f"`seeding` has one number >= 0 for each of {world.n_areas} areas.")
-        people = Population.of(world, blocks=blocks, near=leisure_areas)
-        groups = tables.group_of(people.age, people.sex)
+        seeding = np.ones(areas) if seeding is None else np.asarray(seeding, dtype=float)
+        if seeding.shape != (areas,) or not np.all(seeding >= 0):
+            raise ValueError(f"`seeding` has one number >= 0 for each of {areas} areas.")
+        real = np.dtype(jnp.result_type(float))
 
         def contact(members):
-            return np.clip(1 / np.maximum(members - 1, 1), 0, 1)
+            return np.clip(1 / np.maximum(members - 1, 1), 0, 1).astype(real)
 
-        def venues(venue, n, cut=0):
-            return Incidence(venue, n, blocks=blocks, cut=cut)
+        def groups(rows):
+            return tables.group_of(people.age[rows], people.sex[rows])
 
-        n_cells = people.n_areas * tables.N_GROUPS
-        self.residences = venues(people.residence, people.n_residences)
-        self.activities = venues(people.activity, people.n_activities, people.cut)
-        cell = np.where(people.area < 0, -1, people.area * tables.N_GROUPS + groups)
-        self.cells = venues(cell.astype(np.int32), n_cells)
-        self.index = None if blocks == 1 else jnp.asarray(people.index)
-        self.exists = None if blocks == 1 else jnp.asarray(people.exists, dtype=float)
-        self.residence_contact = jnp.asarray(contact(people.residence_members), dtype=float)
-        self.in_care_home = jnp.asarray(people.in_care_home)
-        self.lives_at_activity = jnp.asarray(people.lives_at_activity)
-        in_activity = np.where(people.activity < 0, 0, contact(people.activity_members))
-        self.activity_contact = jnp.asarray(in_activity, dtype=float)
-        self.activity_kind = jnp.asarray(people.activity_kind)
+        def venues(row, total, largest, *, cut=0, is_sorted=False):
+            of_people = divided_array(n, lambda rows: np.where(row(rows) < 0, total, row(rows)).astype(np.int32))
+            return Incidence.laid_out(of_people, Venues(total, is_sorted, max(largest, 1), None, people.blocks, cut))
+
+        def cell(rows):
+            area = people.area[rows]
+            return np.where(area < 0, -1, area * tables.N_GROUPS + groups(rows))
+
+        self.residences = venues(
+            lambda rows: people.residence[rows], people.n_residences, people.largest_residence, is_sorted=True
+        )
+        self.activities = venues(
+            lambda rows: people.activity[rows], people.n_activities, people.largest_activity, cut=people.cut
+        )
+        self.cells = venues(cell, people.n_areas * tables.N_GROUPS, people.largest_cell)
+        one = people.blocks == 1
+        self.index = None if one else divided_array(n, lambda rows: people.index[rows])
+        self.exists = None if one else divided_array(n, lambda rows: people.exists[rows].astype(real))
+        self.residence_contact = divided_array(n, lambda rows: contact(people.residence_members[rows]))
+        self.in_care_home = divided_array(n, lambda rows: people.in_care_home[rows])
+        self.lives_at_activity = divided_array(n, lambda rows: people.lives_at_activity[rows])
+        self.activity_contact = divided_array(
+            n, lambda rows: np.where(people.activity[rows] < 0, 0, contact(people.activity_members[rows])).astype(real)
+        )
+        self.activity_kind = divided_array(n, lambda rows: people.activity_kind[rows])
+        self.band = divided_array(n, lambda rows: tables.BAND_OF_GROUP[groups(rows)].astype(np.uint8))
         self.near = jnp.asarray(people.near)
-        self.leisure_contact = jnp.asarray(contact(people.around), dtype=float)
+        self.leisure_contact = jnp.asarray(contact(people.around))
         self.attendance = jnp.asarray(tables.attendance(), dtype=float)
         self.seeding = jnp.asarray(people.of_areas(seeding), dtype=float)
-        self.band = jnp.asarray(tables.BAND_OF_GROUP[groups], dtype=jnp.uint8)
-        self.region = jnp.asarray(people.of_areas(region))
+        self.region = jnp.asarray(region)
         self.inputs = calendar.inputs()
         self.people_per_agent = jnp.asarray(people_per_agent, dtype=float)
         self.n_regions = int(region.max()) + 1

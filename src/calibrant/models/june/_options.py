@@ -10,7 +10,7 @@ import numpy as np
 
 from calibrant.models.june._calendar import Calendar, Policy
 from calibrant.models.june._june import June
-from calibrant.worlds import World, build_world, read_atlas
+from calibrant.worlds import Population, World, build_world, is_laid_out, read_atlas
 
 #: Residents of London in the published experiments.
 LONDON = 8_600_000
@@ -39,10 +39,10 @@ def june_from_options(
     """A model of JUNE.
 
     **Arguments:** one of `size`, people of a built town (20,000); `scale`, of London's 8.6 million, each agent standing
-    for 1 / scale people; `world`, a file. `world_seed`, of what is built; `atlas` and `centroids`, files of the real
-    areas. `start`, `days`, `policies` (tables with the arguments of `Policy`; `every = 7` makes a free factor of every
-    seven days), `factors` (names of the free ones, in order, if not all are used), `import_days`: the calendar. The
-    rest as of `June`.
+    for 1 / scale people; `world`, a file, of a world or of one laid out in blocks. `world_seed`, of what is built;
+    `atlas` and `centroids`, files of the real areas. `start`, `days`, `policies` (tables with the arguments of
+    `Policy`; `every = 7` makes a free factor of every seven days), `factors` (names of the free ones, in order, if not
+    all are used), `import_days`: the calendar. The rest as of `June`.
 
     **Raises:** `ValueError`.
     """
@@ -62,7 +62,8 @@ def june_from_options(
         factors=None if factors is None else tuple(factors),
     )
     if world is not None:
-        population = World.load(directory / world)
+        file = directory / world
+        population = Population.open(file) if is_laid_out(file) else World.load(file)
     else:
         areas = None
         if atlas is not None and centroids is not None:
