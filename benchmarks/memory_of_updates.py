@@ -37,8 +37,9 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=10_000)
     updates = parser.parse_args().updates
     model = cal.models.SIR.small_world(1000)
-    data = cal.simulate(model, model.default_params, seed=1, steps=30).outputs
-    problem = cal.Problem(model, data, cal.losses.LogMeanSquaredError(), steps=30)
+    data = {"infected": cal.simulate(model, model.default_params, seed=1, steps=30).outputs["infected"]}
+    loss = cal.losses.Streams({"infected": cal.losses.LogMeanSquaredError()})
+    problem = cal.Problem(model, data, loss, steps=30)
     method = cal.GVI(max_updates=updates, evaluate_every=updates // 20, weight=0.01)
     peaks = Peaks()
     with tempfile.TemporaryDirectory() as folder:

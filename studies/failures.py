@@ -27,16 +27,17 @@ from calibrant.inference import LearnProbability, LeaveOut, Penalise
 
 WAYS = {
     "left out": LeaveOut(),
-    "penalised": Penalise(1.0),  # twice what the discrepancy of anything that stays finite can be
+    "penalised": Penalise(1.0),  # above the discrepancy of anything that stays finite
     "learnt": LearnProbability(),
 }
-WEIGHT = 2e-3
+WEIGHT = 1e-3
+REPLICATES = 5
 
 
 def problem(agents: int) -> tuple[cal.Problem, cal.Prior]:
     model = cal.models.BrockHommes(agents)
-    data = cal.simulate(model, model.default_params, seed=2024).outputs
-    loss = cal.losses.MaximumMeanDiscrepancy(np.asarray(data), lags=2)
+    data = cal.simulate(model, model.default_params, seed=1001).outputs
+    loss = cal.losses.MaximumMeanDiscrepancy(np.asarray(data), lags=4, bandwidth_factor=0.05)
     it = cal.Problem(model, data, loss)
     trend = dist.Uniform(0.0, 1.5)
     return it, cal.Prior.of(it, {"g2": trend, "g3": trend})
@@ -46,7 +47,8 @@ def cell(way: str, agents: int, updates: int, draws: int, seed: int) -> dict[str
     it, prior = problem(agents)
     method = cal.GVI(
         weight=WEIGHT,
-        simulations=20,
+        simulations=10,
+        replicates=REPLICATES,
         max_updates=updates,
         learning_rate=1e-2,
         final_learning_rate=1e-3,
@@ -64,13 +66,13 @@ def cell(way: str, agents: int, updates: int, draws: int, seed: int) -> dict[str
     losses = []
     for i in range(0, draws, 100):
         some = {name: x[i : i + 100] for name, x in values.items()}
-        losses.append(np.asarray(cal.expect(it, some, seeds=cal.seeds(seed + 99, (100, 1), stream=i)).losses))
+        losses.append(np.asarray(cal.expect(it, some, seeds=cal.seeds(seed + 99, (100, REPLICATES), stream=i)).losses))
     loss = np.concatenate(losses)
     finite = np.isfinite(loss)
     low, high = (result.quantiles((q,)) for q in (0.05, 0.95))
     truth = {name: float(getattr(it.params, name)) for name in prior.names}
     return {
-        "failed_at_start": float(result.updates["failed"][:10].mean() / 20),
+        "failed_at_start": float(result.updates["failed"][:10].mean() / 10),
         "failed": float(1 - finite.mean()),
         "failed_error": float(np.sqrt(max(finite.mean() * (1 - finite.mean()), 1 / draws) / draws)),
         "discrepancy": float(loss[finite].mean()),
