@@ -42,7 +42,7 @@ class SelfContactSIR(cal.models.SIR):
 
     def step(self, params: Any, state: SIRState, inputs_t: Any, rng: cal.Randomness) -> SIRState:
         met = sum(
-            share * layer.spread(layer.sum(state.infected) / jnp.maximum(layer.sizes - 1, 1))
+            share * layer.spread(layer.sum(state.infected) / jnp.maximum(jnp.asarray(layer.sizes) - 1, 1))
             for layer, share in zip(self.layers, self.shares, strict=True)
         )
         p = probability_within(params.beta * met, self.dt)

@@ -4,7 +4,7 @@ A process calibrates a random walk and writes a checkpoint after every piece of 
 random moments, in the middle of writes among them, and started again, until it ends. Its posterior and records are
 then compared, to the bit, with those of a process that nobody killed.
 
-    python studies/kills.py [--kills 20] [--updates 6000]
+    python studies/kills.py [--kills 20] [--updates 12000]
 """
 
 import argparse
@@ -53,7 +53,7 @@ def start(folder: Path, updates: int) -> subprocess.Popen:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--updates", type=int, default=6000)
+    parser.add_argument("--updates", type=int, default=12_000)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.child is not None:

@@ -5,10 +5,10 @@ import datetime as dt
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveFloat, ValidationError
 
 from calibrant._config._error import ConfigError
-from calibrant._config._schema import Strict
+from calibrant._config._schema import Count, Strict
 from calibrant._model import parameter
 from calibrant.black_box import AbstractSimulator, BlackBox, Command, Csv, Joblib, Json, PythonFunction
 
@@ -28,8 +28,8 @@ class _Options(Strict, abc.ABC):
     """
 
     parameters: dict[str, float | list[float] | _Parameter] = Field(min_length=1)
-    outputs: dict[str, PositiveInt | list[PositiveInt]] = Field(min_length=1)
-    workers: PositiveInt | None = None
+    outputs: dict[str, Count | list[Count]] = Field(min_length=1)
+    workers: Count | None = None
     timeout: PositiveFloat | None = None
     retries: NonNegativeInt = 0
     keep_errors_in: str | None = None

@@ -63,7 +63,7 @@ def _one_loss(where: str, given: dict[str, Any], data: Any, tested: np.ndarray |
         if name == "binomial":
             raise ConfigError(f"{where}.every: shares cannot be added up over time; leave it out.")
         return losses.Periods(_one_loss(where, {"name": name, **given}, data, tested), every)
-    if name not in _LOSSES:
+    if not isinstance(name, str) or name not in _LOSSES:
         raise ConfigError(f"{where}.name: there is no loss {name!r}; there are {', '.join(_LOSSES)}.")
     make = _LOSSES[name]
     from_data = {"maximum-mean-discrepancy": {"data": data}, "binomial": {"tested": tested}}.get(name, {})

@@ -6,7 +6,6 @@ from pydantic import (
     Discriminator,
     Field,
     PositiveFloat,
-    PositiveInt,
     Tag,
     ValidationError,
     field_validator,
@@ -17,7 +16,7 @@ from calibrant import estimators
 from calibrant._autodiff import CheckpointedReverseMode, HybridMode, ReverseMode
 from calibrant._config._error import ConfigError
 from calibrant._config._gvi import SHARED, GVIConfig, Horizon, build_horizon, one_horizon
-from calibrant._config._schema import Strict
+from calibrant._config._schema import Count, Strict
 from calibrant.inference import MALA, NUTS, SMCABC, Point
 
 
@@ -25,16 +24,16 @@ class _Differentiated(Strict):
     """What the methods share that take gradients at points: how they are taken."""
 
     weight: float = Field(default=1.0, gt=0)
-    simulations_at_once: PositiveInt | None = None
+    simulations_at_once: Count | None = None
     estimator: Literal[
         "straight-through", "controlled-score", "finite-differences", "score-function", "muprop", "branching"
     ] = "straight-through"
-    branches: PositiveInt | None = None
+    branches: Count | None = None
     step: PositiveFloat | None = None
     mode: Literal["reverse", "checkpointed", "hybrid"] = "reverse"
     horizon: Horizon = "full"
     keep: list[str] = []
-    evaluation_simulations: PositiveInt = 100
+    evaluation_simulations: Count = 100
 
     _one_horizon = field_validator("horizon", mode="before")(one_horizon)
 
@@ -65,13 +64,13 @@ class PointConfig(_Differentiated):
     """Arguments of `Point`, by name."""
 
     name: Literal["point"] = "point"
-    starts: PositiveInt = 8
-    replicates: PositiveInt = 1
-    max_updates: PositiveInt = 500
+    starts: Count = 8
+    replicates: Count = 1
+    max_updates: Count = 500
     learning_rate: PositiveFloat = 0.05
-    end_simulations: PositiveInt = 50
+    end_simulations: Count = 50
     hessian_step: PositiveFloat = 0.1
-    evaluate_every: PositiveInt = 50
+    evaluate_every: Count = 50
     max_failed_fraction: float = Field(default=0.5, ge=0, le=1)
 
     def build(self) -> Point:
@@ -80,10 +79,10 @@ class PointConfig(_Differentiated):
 
 
 class _ChainsConfig(_Differentiated):
-    chains: PositiveInt = 4
-    replicates: PositiveInt = 20
-    candidates: PositiveInt = 10
-    max_simulations: PositiveInt | None = None
+    chains: Count = 4
+    replicates: Count = 20
+    candidates: Count = 10
+    max_simulations: Count | None = None
     max_failed_fraction: float = Field(default=0.9, ge=0, le=1)
 
 
@@ -91,11 +90,11 @@ class NUTSConfig(_ChainsConfig):
     """Arguments of `NUTS`, by name."""
 
     name: Literal["nuts"] = "nuts"
-    warmup: PositiveInt = 500
-    draws: PositiveInt = 500
+    warmup: Count = 500
+    draws: Count = 500
     target_acceptance: float = Field(default=0.8, gt=0, lt=1)
     max_doublings: int = Field(default=8, ge=1, le=20)
-    evaluate_every: PositiveInt = 50
+    evaluate_every: Count = 50
 
     def build(self) -> NUTS:
         """The method."""
@@ -106,10 +105,10 @@ class MALAConfig(_ChainsConfig):
     """Arguments of `MALA`, by name."""
 
     name: Literal["mala"] = "mala"
-    warmup: PositiveInt = 1000
-    draws: PositiveInt = 2000
+    warmup: Count = 1000
+    draws: Count = 2000
     target_acceptance: float = Field(default=0.574, gt=0, lt=1)
-    evaluate_every: PositiveInt = 100
+    evaluate_every: Count = 100
 
     def build(self) -> MALA:
         """The method."""
@@ -121,14 +120,14 @@ class SMCABCConfig(Strict):
 
     name: Literal["smc-abc"] = "smc-abc"
     particles: int = Field(default=1000, ge=20)
-    replicates: PositiveInt = 1
+    replicates: Count = 1
     alpha: float = Field(default=0.8, gt=0, lt=1)
     tolerance: float | None = None
     min_acceptance: float = Field(default=0.015, ge=0, lt=1)
-    max_updates: PositiveInt = 50
-    evaluate_every: PositiveInt = 1
-    evaluation_simulations: PositiveInt = 100
-    simulations_at_once: PositiveInt | None = None
+    max_updates: Count = 50
+    evaluate_every: Count = 1
+    evaluation_simulations: Count = 100
+    simulations_at_once: Count | None = None
     max_failed_fraction: float = Field(default=1.0, ge=0, le=1)
 
     def build(self) -> SMCABC:

@@ -61,7 +61,7 @@ def build_model(name: str, options: dict[str, Any], directory: Path) -> Abstract
             raise ConfigError(f"model.options: {name} takes {', '.join(accepted) or 'none'}, not '{option}'.")
     try:
         model = make(**options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError, MemoryError) as error:
         raise ConfigError(f"model.options: {name} cannot be made from {options}: {error}") from error
     if not isinstance(model, AbstractModel):
         raise ConfigError(f"model.name: {name} makes a {type(model).__name__}, which is no calibrant.AbstractModel.")

@@ -3,7 +3,12 @@
 import datetime as dt
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+#: How many.
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+#: A number of single precision.
+Number = Annotated[float, Field(ge=-3e38, le=3e38)]
 
 
 class Strict(BaseModel):
@@ -18,21 +23,21 @@ class ModelConfig(Strict):
 
     name: str
     options: dict[str, Any] = {}
-    steps: PositiveInt | None = None
+    steps: Count | None = None
 
 
 class DevicesConfig(Strict):
     """A mesh of devices: so many along simulations times so many along agents."""
 
-    simulations: PositiveInt = 1
-    agents: PositiveInt = 1
+    simulations: Count = 1
+    agents: Count = 1
 
 
 class ParameterConfig(Strict):
     """A free parameter has a `prior`, `{ distribution = "Uniform", low = 0, high = 1 }`; a fixed one a `value`."""
 
     prior: dict[str, Any] | None = None
-    value: float | list[float] | None = None
+    value: Number | list[Number] | None = None
     units: str = ""
     description: str = ""
 
@@ -47,7 +52,7 @@ class SyntheticConfig(Strict):
     """Data simulated by the model itself, at its defaults and the fixed parameters but for `values`."""
 
     seed: int = Field(ge=0)
-    values: dict[str, float | list[float]] = {}
+    values: dict[str, Number | list[Number]] = {}
 
 
 class ShareConfig(Strict):
@@ -61,7 +66,7 @@ class ShareConfig(Strict):
     tested: str
     date_column: str = "date"
     select: dict[str, str] = {}
-    pool: PositiveInt = 1
+    pool: Count = 1
 
 
 class DataConfig(Strict):
@@ -113,7 +118,7 @@ class LossConfig(BaseModel):
     streams: dict[str, dict[str, Any]] | None = None
     weights: dict[str, Annotated[float, Field(ge=0)]] = {}
     marginal: bool = False
-    every: PositiveInt | None = None
+    every: Count | None = None
 
     @model_validator(mode="after")
     def _one_of(self):

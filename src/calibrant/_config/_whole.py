@@ -67,6 +67,8 @@ class Config(Strict):
             raise
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        except (ArithmeticError, MemoryError) as error:
+            raise ConfigError(f"a number of the configuration is too large ({error}).") from error
         return problem, prior, method
 
     def _fitted_steps(self, model: AbstractModel) -> int | None:

@@ -189,12 +189,15 @@ def refuse_above(data: Any, bound: float, name: str) -> None:
             raise ValueError(f"{name} is for data of at most {bound:g}, but one value is {highest:g}.")
 
 
+_LARGEST = 3e38  # of float32
+
+
 def require_positive(value: Any, what: str) -> None:
     """Refuse a number that is not positive; names of parameters and arrays pass.
 
     **Raises:** `ValueError`.
     """
-    if isinstance(value, (int, float)) and not value > 0:
+    if isinstance(value, (int, float)) and not 0 < value <= _LARGEST:
         raise ValueError(f"{what} is a positive number or the name of a parameter, got {value}.")
 
 

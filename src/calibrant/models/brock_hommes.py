@@ -67,7 +67,7 @@ class BrockHommes(AbstractModel):
     Params = BrockHommesParams
 
     def __check_init__(self):
-        if self.agents is not None and self.agents < 1:
+        if self.agents is not None and not (isinstance(self.agents, int) and self.agents >= 1):
             raise ValueError(f"BrockHommes needs at least one agent, or None for the mean field, got {self.agents}.")
 
     def init(self, params, rng):

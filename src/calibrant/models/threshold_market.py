@@ -59,7 +59,7 @@ class ThresholdMarket(AbstractModel):
     Params = ThresholdMarketParams
 
     def __check_init__(self):
-        if self.agents < 1:
+        if not isinstance(self.agents, int) or self.agents < 1:
             raise ValueError(f"ThresholdMarket needs at least one agent, got {self.agents}.")
         if not self.sharpness > 0:
             raise ValueError(f"ThresholdMarket needs a positive sharpness, got {self.sharpness}.")

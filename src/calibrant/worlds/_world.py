@@ -166,16 +166,20 @@ class World:
                 arrays: dict[str, Any] = {
                     name: np.asarray(file[f"{group}/{name}"]) for group, names in _GROUPS.items() for name in names
                 }
-                names: dict[str, Any] = {
-                    name: tuple(str(x, "utf-8") for x in np.asarray(file[f"areas/{name}"]))
-                    for name in ("area_names", "borough_names")
-                }
+                of_areas = ("area_names", "borough_names")
+                names: dict[str, Any] = {name: _texts(file[f"areas/{name}"]) for name in of_areas}
                 about = {k[6:]: str(v) for k, v in file.attrs.items() if k.startswith("about_")}
         except FileNotFoundError:
             raise WorldError(f"There is no file {path}.") from None
         except (OSError, KeyError) as error:
             raise WorldError(f"{path} cannot be read as a world ({error}).") from error
         return cls(**arrays, **names, about=about)
+
+
+def _texts(x: Any) -> tuple[str, ...]:
+    if not isinstance(x, h5py.Dataset) or h5py.check_string_dtype(x.dtype) is None:
+        raise KeyError(f"{getattr(x, 'name', x)} holds no names")
+    return tuple(str(name, "utf-8") for name in np.asarray(x))
 
 
 _GROUPS = {"people": _PEOPLE, "residences": _RESIDENCES, "activities": _ACTIVITIES, "areas": _AREAS}
