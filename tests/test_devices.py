@@ -1,5 +1,6 @@
 """The same on one device and on many: the same draws, the same decisions, and derivatives to rounding."""
 
+import dataclasses
 import datetime as dt
 
 import equinox as eqx
@@ -104,16 +105,44 @@ def test_every_estimator(name, x64):
         _close(_losses(model, how, *modes), alone, 1e-9)
 
 
-def test_a_calibration_learns_the_same():
-    model = cal.models.SIR.small_world(200)
+def _small_problem(agents):
+    model = cal.models.SIR.small_world(agents)
     data = {"infected": cal.simulate(model, model.Params(), seed=1, steps=20).outputs["infected"]}
-    problem = cal.Problem(model, data, cal.losses.Streams({"infected": cal.losses.MeanSquaredError()}), steps=20)
+    return cal.Problem(model, data, cal.losses.Streams({"infected": cal.losses.MeanSquaredError()}), steps=20)
+
+
+def test_a_calibration_learns_the_same():
+    problem = _small_problem(200)
     method = cal.GVI(weight=0.1, max_updates=4, evaluate_every=2, evaluation_simulations=4, kl_samples=20)
     alone = cal.calibrate(problem, method=method, progress=False)
     with MESHES["both"]:
         divided = cal.calibrate(problem, method=method, progress=False)
     _close(divided.history, alone.history, 1e-4)
     _close(eqx.filter(divided.posterior, eqx.is_array), eqx.filter(alone.posterior, eqx.is_array), 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method",
+    [
+        cal.GVI(max_updates=4, evaluate_every=2, evaluation_simulations=4, kl_samples=20, mode=cal.AutoMode()),
+        cal.Point(max_updates=4),
+        cal.NUTS(warmup=4, draws=4, chains=2),
+        cal.MALA(warmup=4, draws=4, chains=2),
+        cal.SMCABC(particles=20),
+    ],
+    ids=lambda method: type(method).__name__,
+)
+def test_every_method_and_its_checks(method):
+    problem = _small_problem(80)
+    alone = cal.calibrate(problem, method=method, progress=False, throw=False)
+    with MESHES["both"]:
+        divided = cal.calibrate(problem, method=method, progress=False, throw=False)
+        if isinstance(method, cal.GVI):
+            refitted = dataclasses.replace(method, mode=cal.ReverseMode())
+            cal.checks.check(problem, divided, refitted, data_sets=10, fast=True, progress=False)
+            cal.diagnostics.gradients(problem, divided.posterior.prior, refitted, points=2, repeats=4)
+    _close([row["loss"] for row in divided.history], [row["loss"] for row in alone.history], 1e-4)
 
 
 def test_arrays_of_agents_are_divided_and_nothing_is_compiled_twice():
