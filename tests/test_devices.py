@@ -164,10 +164,34 @@ def test_fixed_point_sums_do_not_depend_on_the_order():
     a = Incidence(venue).sum(jnp.asarray(x))
     b = Incidence(venue[order]).sum(jnp.asarray(x[order]))
     np.testing.assert_array_equal(a, b)
-    np.testing.assert_allclose(a, np.bincount(venue, x.astype(float)), rtol=1e-4)
+    np.testing.assert_allclose(a, np.bincount(venue, x.astype(float)), rtol=1e-6)
+    np.testing.assert_allclose(
+        Incidence(venue).sum(jnp.asarray(x), wide=False), np.bincount(venue, x.astype(float)), rtol=1e-4
+    )
     assert not jnp.isfinite(Incidence(venue).sum(jnp.asarray(x).at[3].set(jnp.inf))).any()
     ones = Incidence(np.zeros(2**24 + 3, int)).sum(jnp.ones(2**24 + 3))
     assert int(ones[0]) == 2**24 + 4  # the nearest float
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        [1e-3, 5e5, 2.0, 3.0, 0.1, 7.0],
+        [-1.5, 1e6, 1e-4, 2e-4, 3e-4, 0.0],
+        [1e-44, 3e-45, 1e-44, 1e-44, 0.0, 0.0],
+        [-1e38, 1e37, 1e38, 1.1e38, -1e30, 0.0],
+        [0.0] * 6,
+        [1.0, 1.0, 1.0, 0.0, 1.0, 1.0],
+    ],
+)
+def test_fixed_point_sums_of_any_size(x):
+    x = np.float32(x)
+    network = Incidence(np.array([0, 0, 1, 1, 1, 2]))
+    exact = np.bincount([0, 0, 1, 1, 1, 2], x.astype(float))
+    sure = np.abs(x).max() * 2.0**-60 * 3**2 * 3 + 2.0**-24 * np.abs(exact) + 1e-44
+    assert np.all(np.abs(network.sum(jnp.asarray(x)) - exact) <= sure)
+    many = jax.vmap(network.sum)(jnp.stack([x, x[::-1], 1e-3 * x]))
+    np.testing.assert_array_equal(many[0], network.sum(jnp.asarray(x)))
 
 
 def test_blocks_with_copies_of_what_is_cut(x64):

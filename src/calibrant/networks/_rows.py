@@ -59,13 +59,14 @@ def sum_rows(x: Array, index: Int[Array, " agents"], venues: Venues) -> Array:
     return combined(_sum_p.bind(x, index, venues=venues, mesh=jax.sharding.get_abstract_mesh()), venues)
 
 
-def exact_sum_rows(x: Array, index: Int[Array, " agents"], venues: Venues) -> Array:
-    """`sum_rows` in fixed point, 30 bits (62 in float64) for the largest |x| of a column times the largest venue.
+def exact_sum_rows(x: Array, index: Int[Array, " agents"], venues: Venues, *, wide: bool = True) -> Array:
+    """`sum_rows` in fixed point: 30 bits for what the largest venue could hold of the largest |x| of a column.
 
-    Sums of zeros and ones are exact up to 2^30 members a venue, but for the last conversion to floating point. A column
-    with a value that is not finite gives `nan` everywhere.
+    What that leaves of every value is added up in a second word, which takes as long again where anything is left; not
+    with `wide=False`, nor in float64, which has 62 bits. Sums of zeros and ones are exact up to 2^30 members a venue,
+    but for the last conversion to floating point. A column with a value that is not finite gives `nan` everywhere.
     """
-    return _exact_p.bind(x, index, venues=venues, mesh=jax.sharding.get_abstract_mesh())
+    return _exact_p.bind(x, index, venues=venues, wide=wide, mesh=jax.sharding.get_abstract_mesh())
 
 
 def take_rows(y: Array, index: Int[Array, " agents"], venues: Venues) -> Array:
@@ -142,21 +143,37 @@ def _take_impl(y, index, *, venues, mesh):
     return _on_devices(y, index, venues, mesh, to_venues=False)
 
 
-def _exact_impl(x, index, *, venues, mesh):
-    wide = x.dtype == jnp.float64
-    integer, bits = (jnp.int64, 62) if wide else (jnp.int32, 30)
-    most = jnp.max(jnp.abs(x), axis=0, initial=0) * venues.largest
-    _, exponent = jnp.frexp(jnp.where(most > 0, most, 1))
-    # Powers of two, by which numbers are multiplied without rounding.
-    power = jnp.minimum(bits - exponent, 1000 if wide else 120)
-    scale, back = jnp.ldexp(jnp.ones_like(most), power), jnp.ldexp(jnp.ones_like(most), -power)
-    total = _sum_impl(jnp.rint(x * scale).astype(integer), index, venues=venues, mesh=mesh)
-    return combined(total, venues).astype(x.dtype) * jnp.where(jnp.isfinite(most), back, jnp.nan)
+def _exact_impl(x, index, *, venues, wide, mesh):
+    double = x.dtype == jnp.float64
+    integer, bits, most_bits = (jnp.int64, 62, 1000) if double else (jnp.int32, 30, 120)
+    most = jnp.max(jnp.abs(x), axis=0, initial=0)
+    _, exponent = jnp.frexp(jnp.where((most > 0) & jnp.isfinite(most), most, 1))  # most < 2^exponent
+    of_venue = (venues.largest - 1).bit_length()
+    # Powers of two, by which numbers are multiplied without rounding; no sum reaches 2^bits.
+    power = jnp.minimum(bits - of_venue - exponent, most_bits)
+
+    def power_of_two(k):
+        return jnp.ldexp(jnp.ones_like(most), k)
+
+    def total(x):
+        return combined(_sum_impl(jnp.rint(x).astype(integer), index, venues=venues, mesh=mesh), venues).astype(x.dtype)
+
+    scaled = x * power_of_two(power)
+    out = total(scaled) * power_of_two(-power)
+    if wide and not double:
+        left = scaled - jnp.rint(scaled)  # exactly, and at most 1/2
+        more = bits - of_venue
+        out += jax.lax.cond(
+            jnp.any(left != 0),
+            lambda: total(left * 2.0**more) * power_of_two(-power) * 2.0**-more,
+            lambda: jnp.zeros_like(out),
+        )
+    return jnp.where(jnp.isfinite(most), out, jnp.nan)
 
 
 def _define(primitive: Primitive, impl: Any, *, linear: Primitive, transpose: Primitive, to_venues: bool) -> None:
-    def abstract(x, index, *, venues, mesh):
-        del mesh
+    def abstract(x, index, *, venues, **how):
+        del how
         length = venues.rows if to_venues else index.shape[0]
         return ShapedArray((length, *x.shape[1:]), x.dtype)
 
@@ -167,8 +184,10 @@ def _define(primitive: Primitive, impl: Any, *, linear: Primitive, transpose: Pr
         zero = isinstance(dx, ad.Zero)
         if zero:
             return out, ad.Zero.from_primal_value(out)  # pyright: ignore[reportAttributeAccessIssue]
-        tangent = linear.bind(dx, index, **params)
-        return out, tangent if primitive is linear else combined(tangent, params["venues"])
+        if primitive is linear:
+            return out, primitive.bind(dx, index, **params)
+        venues, mesh = params["venues"], params["mesh"]
+        return out, combined(linear.bind(dx, index, venues=venues, mesh=mesh), venues)
 
     def transposed(cotangent, x, index, **params):
         del x
@@ -184,7 +203,8 @@ def _define(primitive: Primitive, impl: Any, *, linear: Primitive, transpose: Pr
         whole = {**params, "mesh": jax.sharding.AbstractMesh((), ())}
         return jax.vmap(functools.partial(impl, **whole), axes)(x, index), 0
 
-    primitive.def_impl(jax.jit(impl, static_argnames=("venues", "mesh")))
+    static = ("venues", "mesh") if primitive is linear else ("venues", "mesh", "wide")
+    primitive.def_impl(jax.jit(impl, static_argnames=static))
     primitive.def_abstract_eval(abstract)
     ad.primitive_jvps[primitive] = jvp
     if primitive is linear:

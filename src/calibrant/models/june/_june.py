@@ -304,7 +304,7 @@ class June(AbstractModel):
         # Whatever is common to an area, age and sex is put together in that small table, and handed out once.
         susceptibility = params.susceptibility[tables.BAND_OF_GROUP]
         per_cell = jnp.broadcast_to(susceptibility, (self.n_areas, tables.N_GROUPS)).reshape(-1)
-        leisure = self._leisure(beta, self.cells.sum(outside), inputs_t.weekend)
+        leisure = self._leisure(beta, self.cells.sum(outside, wide=False), inputs_t.weekend)
         common = per_cell * leisure + self._imports(params, inputs_t)
         force = self._at_home_and_work(beta, home, work)
         hazard = force * self.cells.spread(per_cell) + self.cells.spread(common)
@@ -344,8 +344,8 @@ class June(AbstractModel):
         there = jnp.where(self.lives_at_activity, x, outside)
         contact = jnp.where(self.lives_at_activity, 0, self.residence_contact)
         at_home = jnp.where(self.in_care_home, beta["care_home"], beta["household"]) * contact
-        force = at_home * self.residences.sum_of_others(x)
-        return force + self._at_work(beta) * self.activity_contact * self.activities.sum_of_others(there)
+        force = at_home * self.residences.sum_of_others(x, wide=False)
+        return force + self._at_work(beta) * self.activity_contact * self.activities.sum_of_others(there, wide=False)
 
     def _at_work(self, beta) -> Float[Array, " people"]:
         """Intensity of contact in the main activity of each person."""
