@@ -15,7 +15,7 @@ import calibrant as cal
 from calibrant import _devices, worlds
 from calibrant._checkpoints import fingerprint
 from calibrant.models.june import Calendar
-from calibrant.networks import Incidence, random_groups
+from calibrant.networks import Incidence, Venues, exact_sum_rows, random_groups
 
 MESHES = {
     "agents": cal.Devices(agents=4),
@@ -34,7 +34,9 @@ MODELS = registry.MODELS | {
 
 
 def _params(model):
-    return model.default_params.replace({"log_seed": -2.0}) if model is JUNE else model.default_params
+    return (
+        model.default_params.replace({"log_seed": -2.0}) if isinstance(model, cal.models.June) else model.default_params
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -173,9 +175,30 @@ def test_fixed_point_sums_do_not_depend_on_the_order():
     assert int(ones[0]) == 2**24 + 4  # the nearest float
 
 
+@pytest.mark.parametrize("at", [0, 3, 13])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_is_seen_wherever_it_lives(at, bad):
+    network = Incidence(np.array([0, 3, 1, 2] * 4))
+    x = jnp.ones(16).at[at].set(bad)
+    with cal.Devices(agents=8):
+        for sum_ in (network.sum, jax.jit(lambda x: network.sum(x)), lambda x: network.sum(x, wide=False)):
+            assert not jnp.isfinite(sum_(_devices.place(x, 16))).any()
+    nobody = Incidence(np.array([0, 1, -1]), 2)
+    assert nobody.sum(jnp.asarray([1.0, 2.0, np.nan])).tolist() == [1, 2]
+    assert nobody.sum(jnp.asarray([1.0, 2.0, 1e30])).tolist() == [1, 2]
+
+
+def test_numbers_of_other_types():
+    index, venues = jnp.asarray([0, 1, 1], jnp.int32), Venues(2, largest=2)
+    for dtype in (jnp.float16, jnp.bfloat16, jnp.int32, jnp.bool_):
+        for how in (exact_sum_rows, jax.jit(exact_sum_rows, static_argnums=2)):
+            assert how(jnp.ones(3, dtype), index, venues).tolist() == [1, 2]
+
+
 @pytest.mark.parametrize(
     "x",
     [
+        [1e-36, 2e-36, 1e-37, 2e-38, 2e-38, 1e-36],
         [1e-3, 5e5, 2.0, 3.0, 0.1, 7.0],
         [-1.5, 1e6, 1e-4, 2e-4, 3e-4, 0.0],
         [1e-44, 3e-45, 1e-44, 1e-44, 0.0, 0.0],
@@ -221,6 +244,8 @@ def test_a_world_laid_out_on_disk_is_read_by_parts(tmp_path):
         assert model.residences.venue_of.sharding.shard_shape((model.n_agents,)) == (model.n_agents // 2,)
         read = cal.simulate(model, _params(JUNE), seed=5, steps=12).outputs["infections"]
     np.testing.assert_array_equal(read, alone)
+    in_one = cal.models.June(TOWN, calendar)
+    np.testing.assert_array_equal(cal.simulate(in_one, _params(JUNE), seed=5, steps=12).outputs["infections"], alone)
     whole = cal.models.June(people, calendar, sampled=True)
     assert fingerprint(whole) == fingerprint(JUNE)
     for how, match in (({"blocks": 2}, "laid out in 4 blocks"), ({"leisure_areas": 2}, "`leisure_areas` = 3")):

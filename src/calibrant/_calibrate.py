@@ -16,7 +16,7 @@ from calibrant._checkpoints import Checkpoint, Checkpoints, fingerprint
 from calibrant._devices import place
 from calibrant._prior import Prior
 from calibrant._problem import Problem
-from calibrant._processes import Interrupts, is_first
+from calibrant._processes import any_interrupted, interrupts_noted, is_first
 from calibrant._progress import AbstractProgress, NoProgress, TerminalProgress, table
 from calibrant.diagnostics import start_check
 from calibrant.diagnostics._start import MOST_CHECKED
@@ -253,7 +253,7 @@ class _Run:
 def _loop(run: _Run, total: int, every: int, checkpoint: Callable[[bool], None]) -> Result:
     """Updates and evaluations until the method ends, or somebody interrupts."""
     progress, piece = run.progress, _piece(every)
-    with progress, Interrupts().noted() as interrupts:
+    with progress, interrupts_noted():
         if run.update:
             progress.advance(run.update, f"loss {run.history[-1]['loss']:.4g}")
         try:
@@ -265,7 +265,7 @@ def _loop(run: _Run, total: int, every: int, checkpoint: Callable[[bool], None])
                 while run.update < end:
                     updates = min(piece, end - run.update)
                     loss = run.step(updates)
-                    if interrupts.any():
+                    if any_interrupted():
                         raise KeyboardInterrupt
                     if run.update < end:
                         progress.advance(updates, f"loss {loss:.4g}")

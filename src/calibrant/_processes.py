@@ -24,7 +24,9 @@ def told_by_first(x: float) -> float:
     """The number of the first process."""
     if jax.process_count() == 1:
         return x
-    return float(multihost_utils.broadcast_one_to_all(np.float64(x).view(np.uint32)).view(np.float64)[0])
+    # In two words: JAX would round 64 bits to 32.
+    told = multihost_utils.broadcast_one_to_all(np.array([x], np.float64).view(np.uint32))
+    return float(np.asarray(told, np.uint32).view(np.float64)[0])
 
 
 def least(x: int) -> int:
@@ -42,33 +44,31 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-class Interrupts:
-    """Interrupts of several processes, which must end after the same update.
+_noted = False
 
-    In use, SIGINT and SIGTERM are noted and not raised; `any` says whether some process has been sent one. With one
-    process nothing changes: an interrupt raises `KeyboardInterrupt` at once.
+
+@contextlib.contextmanager
+def interrupts_noted() -> Iterator[None]:
+    """Of several processes, which must end after the same update: SIGINT and SIGTERM are noted and not raised.
+
+    With one process nothing changes: an interrupt raises `KeyboardInterrupt` at once.
     """
+    if jax.process_count() == 1:
+        yield
+        return
 
-    def __init__(self):
-        self._noted = False
+    def note(*_: Any) -> None:
+        global _noted
+        _noted = True
 
-    @contextlib.contextmanager
-    def noted(self) -> Iterator["Interrupts"]:
-        """Take signals."""
-        if jax.process_count() == 1:
-            yield self
-            return
+    before = {kind: signal.signal(kind, note) for kind in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
 
-        def note(*_: Any) -> None:
-            self._noted = True
 
-        before = {kind: signal.signal(kind, note) for kind in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for kind, handler in before.items():
-                signal.signal(kind, handler)
-
-    def any(self) -> bool:
-        """Whether some process was interrupted. All must ask."""
-        return jax.process_count() > 1 and least(-int(self._noted) + 1) == 0
+def any_interrupted() -> bool:
+    """Whether some process was sent an interrupt that it noted. All must ask."""
+    return jax.process_count() > 1 and least(1 - int(_noted)) == 0

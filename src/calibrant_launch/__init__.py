@@ -4,7 +4,9 @@ It is a package of its own because processes must join before JAX does anything,
 """
 
 import argparse
+import os
 import sys
+import traceback
 from typing import Any, NoReturn
 
 #: Seconds: to wait for the others at the start, and until a process that says nothing is taken for dead.
@@ -13,13 +15,28 @@ JOIN_WITHIN, SILENT_FOR = 50, 20
 
 def main() -> None:
     """Entry point."""
-    _join(sys.argv[1:])
-    from calibrant.cli import main as command
+    joined = _join(sys.argv[1:])
+    try:
+        from calibrant.cli import main as command
 
-    command()
+        command()
+    except BaseException as error:
+        if joined and not (isinstance(error, SystemExit) and error.code in (0, None)):
+            _leave(error)
+        raise
 
 
-def _join(arguments: list[str]) -> None:
+def _leave(error: BaseException) -> NoReturn:
+    """End at once: an ordinary exit waits for the others, who may be waiting for this process."""
+    if not isinstance(error, SystemExit):
+        traceback.print_exception(error)
+    code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _join(arguments: list[str]) -> bool:
     """Join the other processes if the arguments say that there are some. The commands look at them again."""
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--processes")
@@ -29,10 +46,10 @@ def _join(arguments: list[str]) -> None:
     try:
         given, _ = parser.parse_known_args(arguments)
     except argparse.ArgumentError:
-        return  # the command's own parser says it better
+        return False  # the command's own parser says it better
     flags = (given.processes, given.process, given.coordinator)
     if all(x is None for x in flags) and not given.join:
-        return
+        return False
     where: dict[str, Any] = {}
     if not given.join:
         if any(x is None for x in flags):
@@ -55,6 +72,7 @@ def _join(arguments: list[str]) -> None:
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         _fail(f"the processes could not join within {JOIN_WITHIN} s ({reason}); is every one of them started?", 1)
+    return True
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:

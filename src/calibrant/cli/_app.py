@@ -17,7 +17,7 @@ from calibrant._calibrate import CalibrationError, calibrate
 from calibrant._config import METHODS, MODELS, Config, ConfigError, build_model, bundled_configs, load_config
 from calibrant._config._method import MALAConfig, NUTSConfig
 from calibrant._files import atomic_path, write_text
-from calibrant._processes import is_first
+from calibrant._processes import interrupts_noted, is_first
 from calibrant._simulate import simulate
 from calibrant.cli._check import check_command
 from calibrant.cli._comparison import compare_methods, write_comparison
@@ -25,7 +25,7 @@ from calibrant.cli._mesh import build_on, check_processes, on, others_may_end, w
 from calibrant.cli._policies import compare
 from calibrant.cli._run import names_run, read_run, report_again
 from calibrant.cli._signals import interrupted_by_sigterm
-from calibrant.cli._unfinished import begin, refuse_existing
+from calibrant.cli._unfinished import begin, refuse_existing, remove_scratch
 from calibrant.cli._unfinished import resume as resumed
 from calibrant.cli._world import app as world_app
 from calibrant.inference import GVI, Result
@@ -135,7 +135,7 @@ def calibrate_command(
             method.init(problem, prior, run.seed, posterior)
         except ValueError as error:
             raise ConfigError(f"--start {start or run.start}: {error}") from error
-    with others_may_end(), run, on(mesh), interrupted_by_sigterm():
+    with others_may_end(), run, on(mesh), interrupted_by_sigterm(), interrupts_noted():
         result = calibrate(
             problem,
             prior,
@@ -404,6 +404,8 @@ def main() -> None:
         _fail("interrupted", 130)
     except CalibrationError as error:
         _fail(str(error), 1)
+    finally:
+        remove_scratch()
 
 
 def _fail(message: str, code: int) -> None:

@@ -14,6 +14,7 @@ from calibrant._config._schema import DevicesConfig
 from calibrant._devices import Devices
 from calibrant._prior import Prior
 from calibrant._problem import Problem
+from calibrant.cli._unfinished import remove_scratch
 from calibrant.inference import AbstractMethod, auto_devices
 
 Wanted = Literal["auto"] | DevicesConfig | None
@@ -92,4 +93,5 @@ def others_may_end() -> Iterator[None]:
             file=sys.stderr,
             flush=True,
         )
+        remove_scratch()
         os._exit(1)  # an ordinary exit would wait for the others first

@@ -1,6 +1,5 @@
 """A run under way: `OUT.unfinished`, which becomes `OUT` once it is whole."""
 
-import atexit
 import contextlib
 import dataclasses
 import json
@@ -80,7 +79,7 @@ class Unfinished:
                 elif left_over.name != ".lock":
                     left_over.unlink()
             write_text(self.folder / "config.toml", self.text)
-            write_text(self.folder / _ABOUT, json.dumps(self._about, indent=2) + "\n")
+        write_text(self.folder / _ABOUT, json.dumps(self._about, indent=2) + "\n")
         return self
 
     def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
@@ -194,10 +193,18 @@ def refuse_existing(out: Path, overwrite: bool) -> None:
             )
 
 
+_scratches: list[tempfile.TemporaryDirectory] = []
+
+
 def _scratch() -> Path:
-    folder = tempfile.TemporaryDirectory(prefix="calibrant-")
-    atexit.register(folder.cleanup)
-    return Path(folder.name)
+    _scratches.append(tempfile.TemporaryDirectory(prefix="calibrant-"))
+    return Path(_scratches[-1].name)
+
+
+def remove_scratch() -> None:
+    """Throw away the runs of a process that is not the first."""
+    while _scratches:
+        _scratches.pop().cleanup()
 
 
 def _scratch_copy(out: Path) -> Path:

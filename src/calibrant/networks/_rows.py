@@ -65,8 +65,14 @@ def exact_sum_rows(x: Array, index: Int[Array, " agents"], venues: Venues, *, wi
     What that leaves of every value is added up in a second word, which takes as long again where anything is left; not
     with `wide=False`, nor in float64, which has 62 bits. Sums of zeros and ones are exact up to 2^30 members a venue,
     but for the last conversion to floating point. A column with a value that is not finite gives `nan` everywhere.
+    Agents without a venue count for nothing; integers are added up as they are.
     """
-    return _exact_p.bind(x, index, venues=venues, wide=wide, mesh=jax.sharding.get_abstract_mesh())
+    mesh = jax.sharding.get_abstract_mesh()
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return sum_rows(x.astype(jnp.int32) if x.dtype == bool else x, index, venues)
+    if x.dtype.itemsize < 4:
+        return exact_sum_rows(x.astype(jnp.float32), index, venues, wide=wide).astype(x.dtype)
+    return _exact_p.bind(x, index, venues=venues, wide=wide, mesh=mesh)
 
 
 def take_rows(y: Array, index: Int[Array, " agents"], venues: Venues) -> Array:
@@ -145,30 +151,37 @@ def _take_impl(y, index, *, venues, mesh):
 
 def _exact_impl(x, index, *, venues, wide, mesh):
     double = x.dtype == jnp.float64
-    integer, bits, most_bits = (jnp.int64, 62, 1000) if double else (jnp.int32, 30, 120)
-    most = jnp.max(jnp.abs(x), axis=0, initial=0)
-    _, exponent = jnp.frexp(jnp.where((most > 0) & jnp.isfinite(most), most, 1))  # most < 2^exponent
+    integer, bits = (jnp.int64, 62) if double else (jnp.int32, 30)
+    member = (index < venues.rows).reshape(-1, *[1] * (x.ndim - 1))
+    # By a logical sum: across devices, a maximum may lose what is not a number.
+    finite = ~jnp.any(member & ~jnp.isfinite(x), axis=0)
+    most = jnp.max(jnp.where(member & jnp.isfinite(x), jnp.abs(x), 0), axis=0, initial=0)
+    _, exponent = jnp.frexp(jnp.where(most > 0, most, 1))  # most < 2^exponent
     of_venue = (venues.largest - 1).bit_length()
-    # Powers of two, by which numbers are multiplied without rounding; no sum reaches 2^bits.
-    power = jnp.minimum(bits - of_venue - exponent, most_bits)
+    # Powers of two, by which numbers are multiplied without rounding; no sum reaches 2^bits. In two factors, each of
+    # which is a float.
+    power = bits - of_venue - exponent
+    first, second = power // 2, power - power // 2
 
-    def power_of_two(k):
-        return jnp.ldexp(jnp.ones_like(most), k)
+    def times(x, *powers):
+        for k in powers:
+            x = x * jnp.ldexp(jnp.ones_like(most), k)
+        return x
 
     def total(x):
         return combined(_sum_impl(jnp.rint(x).astype(integer), index, venues=venues, mesh=mesh), venues).astype(x.dtype)
 
-    scaled = x * power_of_two(power)
-    out = total(scaled) * power_of_two(-power)
+    scaled = times(x, first, second)
+    out = times(total(scaled), -first, -second)
     if wide and not double:
         left = scaled - jnp.rint(scaled)  # exactly, and at most 1/2
         more = bits - of_venue
         out += jax.lax.cond(
-            jnp.any(left != 0),
-            lambda: total(left * 2.0**more) * power_of_two(-power) * 2.0**-more,
+            jnp.any(member & (left != 0)),
+            lambda: times(total(left * 2.0**more), -first, -second) * 2.0**-more,
             lambda: jnp.zeros_like(out),
         )
-    return jnp.where(jnp.isfinite(most), out, jnp.nan)
+    return jnp.where(finite, out, jnp.nan)
 
 
 def _define(primitive: Primitive, impl: Any, *, linear: Primitive, transpose: Primitive, to_venues: bool) -> None:

@@ -28,7 +28,7 @@ from calibrant.models.june import _tables as tables
 from calibrant.models.june._calendar import Calendar, DayInputs
 from calibrant.models.june._course import Course, draw_course, infectiousness, stage_probabilities
 from calibrant.models.june._expected import delay_distribution, delayed
-from calibrant.networks import Incidence, Venues
+from calibrant.networks import Incidence, Venues, exact_sum_rows
 from calibrant.worlds import ACTIVITIES, Population, World
 
 
@@ -149,6 +149,7 @@ class June(AbstractModel):
     activity_contact: Float[Array, " people"]
     activity_kind: Int[Array, " people"]
     near: Int[Array, "areas near"]
+    visited: Venues = eqx.field(static=True)
     leisure_contact: Float[Array, " areas"]
     attendance: Float[Array, "2 groups leisure"]
     seeding: Float[Array, " areas"]
@@ -234,6 +235,7 @@ class June(AbstractModel):
         self.activity_kind = divided_array(n, lambda rows: people.activity_kind[rows])
         self.band = divided_array(n, lambda rows: tables.BAND_OF_GROUP[groups(rows)].astype(np.uint8))
         self.near = jnp.asarray(people.near)
+        self.visited = Venues(people.n_areas, largest=int(np.bincount(people.near.ravel()).max()))
         self.leisure_contact = jnp.asarray(contact(people.around))
         self.attendance = jnp.asarray(tables.attendance(), dtype=float)
         self.seeding = jnp.asarray(people.of_areas(seeding), dtype=float)
@@ -363,7 +365,8 @@ class June(AbstractModel):
         by_group = infectious.reshape(self.n_areas, tables.N_GROUPS)
         by_activity = jnp.matmul(by_group, attendance, precision="highest")
         venue = jnp.sum(by_activity[self.near], axis=1) * self.leisure_contact[:, None]
-        around = jnp.zeros_like(venue).at[self.near.reshape(-1)].add(jnp.repeat(venue, self.near.shape[1], axis=0))
+        visits = jnp.repeat(venue, self.near.shape[1], axis=0)
+        around = exact_sum_rows(visits, self.near.reshape(-1), self.visited)
         intensity = jnp.stack([beta[name] for name in tables.LEISURE])
         return jnp.matmul(around * intensity, attendance.T, precision="highest").reshape(-1)
 
