@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import registry
+from commands import run
 from compiling import no_compilation
 
 import calibrant as cal
 from calibrant import _devices, worlds
 from calibrant._checkpoints import fingerprint
+from calibrant._config import build_model
 from calibrant.models.june import Calendar
 from calibrant.networks import Incidence, Venues, exact_sum_rows, random_groups
 
@@ -257,6 +259,28 @@ def test_a_world_laid_out_on_disk_is_read_by_parts(tmp_path):
     (tmp_path / "broken.h5").write_bytes((tmp_path / "town.h5").read_bytes()[:3000])
     with pytest.raises(worlds.WorldError, match="cannot be read as a world"):
         worlds.Population.open(tmp_path / "broken.h5")
+
+
+def test_dividing_a_world_on_the_command_line(here, monkeypatch, capsys):
+    TOWN.save("town.h5")
+    code, out, err = run(monkeypatch, capsys, "world", "info", "town.h5", "--shards", "4")
+    assert code == 0, err
+    balance = worlds.Balance.of(TOWN, 4)
+    assert f"{balance.cut_venues:,} of {TOWN.n_activities:,}" in out
+    code, out, err = run(monkeypatch, capsys, "world", "divide", "town.h5", "laid-out.h5", "--blocks", "4")
+    assert code == 0, err
+    assert "4 blocks" in out
+    model = build_model("june", {"world": "laid-out.h5", "days": 5, "sampled": True}, here)
+    assert model.n_agents == JUNE.n_agents
+    for arguments, expected in (
+        (("info", "town.h5", "--shards", "99"), "at most so many blocks"),
+        (("divide", "town.h5", "laid-out.h5"), "exists"),
+        (("divide", "none.h5", "other.h5"), "There is no file"),
+        (("info", "laid-out.h5"), "no world of calibrant"),
+    ):
+        code, _, err = run(monkeypatch, capsys, "world", *arguments)
+        assert code == 2
+        assert expected in err
 
 
 def test_a_fingerprint_does_not_depend_on_the_devices():

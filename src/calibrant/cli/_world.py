@@ -117,5 +117,5 @@ def _divided(world: worlds.World, shards: int) -> Table:
     return table
 
 
-def _bytes(n: float) -> str:
+def _bytes(n: int) -> str:
     return f"{n / 2**20:,.2f} MiB" if n >= 2**20 else f"{n / 2**10:,.1f} KiB"
