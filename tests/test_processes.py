@@ -71,8 +71,9 @@ def _history(folder):
     return np.array([[row["loss"], row["kl"]] for row in rows])
 
 
-def test_two_processes_learn_what_one_does(here, monkeypatch, capsys):
-    (here / "c.toml").write_text(CONFIG % 4)
+@pytest.mark.parametrize("mode", ["reverse", pytest.param("auto", marks=pytest.mark.slow)])
+def test_two_processes_learn_what_one_does(mode, here, monkeypatch, capsys):
+    (here / "c.toml").write_text(CONFIG % 4 + f'mode = "{mode}"\n')
     code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet", "--out", "alone")
     assert code == 0, err
     processes = _start(2, "calibrate", "c.toml", "--quiet", "--out", "together", "--devices", "1x2")
@@ -83,6 +84,17 @@ def test_two_processes_learn_what_one_does(here, monkeypatch, capsys):
     assert json.loads((here / "together/manifest.json").read_text())["devices"] == {"simulations": 1, "agents": 2}
     assert sorted(p.name for p in (here / "together").iterdir()) == sorted(p.name for p in (here / "alone").iterdir())
     np.testing.assert_allclose(_history(here / "together"), _history(here / "alone"), rtol=1e-4)
+
+
+def test_a_mistake_that_one_sees_ends_all(here):
+    (here / "c.toml").write_text(CONFIG % 4)
+    (here / "run").mkdir()
+    (here / "run/manifest.json").write_text("{}")
+    processes = _start(2, "calibrate", "c.toml", "--quiet", "--out", "run", "--devices", "1x2")
+    first, _ = _ended(processes, 60)
+    assert "run exists; choose another --out" in first
+    assert processes[0].returncode == 2
+    assert processes[1].returncode != 0
 
 
 def test_a_killed_process_ends_the_others_and_one_goes_on(here, monkeypatch, capsys):
