@@ -60,6 +60,8 @@ def _losses(model, how, mode, horizon, estimator=None, replicates=2):
     loss = cal.losses.MeanSquaredError()
     loss = cal.losses.Streams(dict.fromkeys(data, loss)) if isinstance(data, dict) else loss
     problem = cal.Problem(model, data, loss, params=_params(model), **how)
+    if estimator is not None:
+        estimator = estimator.prepare(problem, jax.random.key(0))
     names = [n for n, i in model.Params.describe().items() if i.prior is not None][:2] or ["log_factor"]
     values = {n: jnp.stack([jnp.asarray(getattr(_params(model), n))] * 3) for n in names}
 
