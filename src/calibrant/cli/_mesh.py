@@ -83,8 +83,10 @@ def others_may_end() -> Iterator[None]:
     """Where another process ends, which shows as an error of the programs that they run together, end too."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        # Of a collective outside a program, the error is a `ValueError` that begins with a status.
+        broken = isinstance(error, jax.errors.JaxRuntimeError) or re.match(r"[A-Z_]+: ", str(error))
+        if jax.process_count() == 1 or not broken:
             raise
         first_line = str(error).strip().splitlines()[0]
         print(
