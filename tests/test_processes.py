@@ -97,6 +97,23 @@ def test_a_mistake_that_one_sees_ends_all(here):
     assert processes[1].returncode != 0
 
 
+def test_interrupts_that_arrive_at_different_moments_end_both_after_the_same_update(here):
+    (here / "c.toml").write_text(CONFIG % 100_000)
+    processes = _start(2, "calibrate", "c.toml", "--quiet", "--out", "run")
+    deadline = time.monotonic() + 300
+    while not list((here / "run.unfinished/checkpoints").glob("0*[1-9]*.h5")) and time.monotonic() < deadline:
+        assert [p.poll() for p in processes] == [None, None], processes[0].communicate()[0]
+        time.sleep(0.2)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(3)  # the first may be writing its report by now
+    said = _ended(processes, 120)
+    assert [p.returncode for p in processes] == [130, 130], said
+    assert "go on with: calibrant calibrate --resume run" in said[0]
+    assert (here / "run/run.json").is_file()
+    assert (here / "run/report.html").is_file()
+
+
 def test_a_killed_process_ends_the_others_and_one_goes_on(here, monkeypatch, capsys):
     (here / "c.toml").write_text(CONFIG % 100_000)
     processes = _start(2, "calibrate", "c.toml", "--quiet", "--out", "run")

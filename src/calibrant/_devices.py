@@ -53,7 +53,10 @@ class Devices:
 
     @property
     def mesh(self) -> jax.sharding.Mesh:
-        """The mesh, over the first `count` devices of all processes."""
+        """The mesh, over the first `count` devices of all processes.
+
+        **Raises:** `ValueError` if there are fewer, or if a process had no part in it.
+        """
         there = jax.devices()
         if self.count > len(there):
             raise ValueError(
@@ -152,10 +155,8 @@ def place(tree: PyTree, agents: int | None) -> PyTree:
         sharding = NamedSharding(mesh, spec)
         if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(sharding, x.ndim):
             return x
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or (isinstance(x, jax.Array) and not x.is_fully_addressable):
             return jax.device_put(x, sharding)
-        if isinstance(x, jax.Array) and not x.is_fully_addressable:
-            return jax.device_put(x, sharding)  # of all processes already
         here = np.asarray(x)
         return jax.make_array_from_callback(x.shape, sharding, lambda where: here[where])
 

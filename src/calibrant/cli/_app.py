@@ -14,10 +14,11 @@ from rich.table import Table
 
 from calibrant import diagnostics
 from calibrant._calibrate import CalibrationError, calibrate
+from calibrant._calibration import Calibration
 from calibrant._config import METHODS, MODELS, Config, ConfigError, build_model, bundled_configs, load_config
 from calibrant._config._method import MALAConfig, NUTSConfig
 from calibrant._files import atomic_path, write_text
-from calibrant._processes import interrupts_noted, is_first
+from calibrant._processes import interrupts_noted, is_first, wait_for_all
 from calibrant._simulate import simulate
 from calibrant.cli._check import check_command
 from calibrant.cli._comparison import compare_methods, write_comparison
@@ -147,9 +148,20 @@ def calibrate_command(
             throw=False,
         )
         report = run.finish(problem, result)
-    draws = result.sample(0, 10_000)
-    if not is_first():
-        return
+        draws = result.sample(0, 10_000)
+        wait_for_all("a run is written")
+    if is_first():
+        _tell(result, draws, report)
+    if result.result is Result.INTERRUPTED:
+        if is_first():
+            _out.print(f"interrupted; go on with: calibrant calibrate --resume {run.out}", soft_wrap=True)
+        raise typer.Exit(130)
+    if not result.result.successful:
+        raise CalibrationError(result)
+
+
+def _tell(result: Calibration, draws: dict[str, Any], report: Path) -> None:
+    """What came of a calibration, on standard output."""
     table = Table("parameter", "median", "90% interval")
     for label, x in draws.items():
         x = np.asarray(x)
@@ -164,11 +176,6 @@ def calibrate_command(
         + (f", {result.n_failed} not finite" if result.n_failed else "")
     )
     _out.print(f"report: {report}", soft_wrap=True)
-    if result.result is Result.INTERRUPTED:
-        _out.print(f"interrupted; go on with: calibrant calibrate --resume {run.out}", soft_wrap=True)
-        raise typer.Exit(130)
-    if not result.result.successful:
-        raise CalibrationError(result)
 
 
 def _configured(

@@ -71,7 +71,7 @@ def check_processes(processes: int | None, process: int | None, coordinator: str
     if not join and processes is process is coordinator is None:
         return
     here = jax.process_index(), jax.process_count()
-    if here[1] == 1 if join else here != (process, processes):
+    if not jax.distributed.is_initialized() or (not join and here != (process, processes)):
         raise ConfigError(
             f"this is process {here[0]} of {here[1]}, and not the one asked for; start it by the command `calibrant`, "
             "which joins the others before anything else."

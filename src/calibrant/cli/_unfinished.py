@@ -52,7 +52,8 @@ class Unfinished:
     @property
     def devices(self) -> DevicesConfig | None:
         """Those it runs on, if it was begun on several."""
-        return None if self._about["devices"] is None else DevicesConfig(**self._about["devices"])
+        given = self._about.get("devices")  # runs that were begun before there were any have none
+        return None if given is None else DevicesConfig(**given)
 
     def on(self, mesh: Devices | None) -> None:
         """Keep what it runs on."""

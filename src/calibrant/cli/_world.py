@@ -9,6 +9,7 @@ from rich.table import Table
 
 from calibrant import worlds
 from calibrant._files import atomic_path
+from calibrant.models.june import JuneParams
 
 app = typer.Typer(no_args_is_help=True, help="Build, import and look at synthetic populations.")
 _out = Console()
@@ -101,7 +102,7 @@ def divide(
 
 def _divided(world: worlds.World, shards: int) -> Table:
     balance = worlds.Balance.of(world, shards)
-    tangents = 11  # parameters with a prior of JUNE
+    tangents = sum(info.prior is not None for info in JuneParams.describe().values())
     table = Table(f"over {shards} devices", "", title_justify="left")
     rows = [
         ("people a device", f"{balance.people.min():,} to {balance.people.max():,}"),

@@ -208,6 +208,10 @@ class Compiled:
         #: The body of a loop counts once.
         self.operations = float((cost or {}).get("flops", math.nan))
 
+    def __call__(self) -> None:
+        """Run it, and wait."""
+        jax.block_until_ready(self._run(*self._arguments))
+
     def seconds(self) -> float:
         """The shortest of a few runs; infinite where memory does not suffice after all."""
         times: list[float] = []
@@ -215,7 +219,7 @@ class Compiled:
         try:
             while sum(times) < _TIMED_FOR and len(times) < _RUNS if alone else len(times) < _TOGETHER:
                 start = time.perf_counter()
-                jax.block_until_ready(self._run(*self._arguments))
+                self()
                 times.append(time.perf_counter() - start)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):

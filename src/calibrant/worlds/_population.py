@@ -174,12 +174,12 @@ class Population:
                 raise WorldError(f"{path} was laid out by another version of calibrant; divide the world again.")
             names = [field.name for field in dataclasses.fields(cls)]
             values: dict[str, Any] = {name: file.attrs[name] if name in _NUMBERS else file[name] for name in names}
+            values |= {name: int(values[name]) for name in _NUMBERS}
+            values |= {name: np.asarray(values[name]) for name in _OF_AREAS}
         except FileNotFoundError:
             raise WorldError(f"There is no file {path}.") from None
         except (OSError, KeyError) as error:
             raise WorldError(f"{path} cannot be read as a world ({error}).") from error
-        values |= {name: int(values[name]) for name in _NUMBERS}
-        values |= {name: np.asarray(values[name]) for name in _OF_AREAS}
         return cls(**values)
 
 
@@ -232,8 +232,12 @@ class Balance:
         return float(self.people.mean() / self.people.max())
 
     def bytes_a_step(self, areas: int, columns: int = 1, leisure: int = 6) -> int:
-        """Bytes that each device contributes to exchanges in a step with so many columns (1 + tangents)."""
-        return 4 * columns * (self.cut_venues + areas * leisure)
+        """Bytes that each device contributes to exchanges in a step with so many columns (1 + tangents).
+
+        The copies of what is cut; and tables of leisure by area, gathered and added up, the latter of a simulation in
+        two words.
+        """
+        return 4 * (columns * (self.cut_venues + 2 * areas * leisure) + areas * leisure)
 
 
 def split_areas(world: World, blocks: int) -> np.ndarray:
@@ -319,7 +323,7 @@ def _span(activity: np.ndarray, block: np.ndarray, n: int) -> tuple[np.ndarray, 
 
 def _activities(activity: np.ndarray, block: np.ndarray, n: int, blocks: int) -> tuple[np.ndarray, int, int]:
     """The row of everybody's activity, how many rows there are, and how many of each block are copies."""
-    if blocks == 1:
+    if blocks == 1 or not n:
         return activity, n, 0
     first, last = _span(activity, block, n)
     cut = last > first
@@ -331,6 +335,4 @@ def _activities(activity: np.ndarray, block: np.ndarray, n: int, blocks: int) ->
     row[whole] = within % max(length, 1)
     row[cut] = length + np.arange(copies)
     rows = length + copies
-    if not n:
-        return activity, 0, 0
     return np.where(activity < 0, -1, block * rows + row[np.maximum(activity, 0)]), blocks * rows, copies

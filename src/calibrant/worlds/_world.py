@@ -38,7 +38,7 @@ class World:
     **Arguments** (numpy arrays):
 
     - of people: `age`, in years, uint8; `sex`, uint8 into `SEXES`; `residence`, int32, ascending; `activity`, int32, -1
-      for none.
+      for none, as for residents of a care home with staff.
     - of residences: `residence_kind`, uint8 into `RESIDENCES`; `residence_area`, int32, ascending.
     - of activities: `activity_kind`, uint8 into `ACTIVITIES`; `activity_residence`, int32, the residence that a care
       home's staff works in, -1 for other kinds.
