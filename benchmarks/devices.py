@@ -207,7 +207,7 @@ def _figure(rows: list[dict[str, Any]], people: int, path: Path) -> None:
     left.set(title=f"Predicted time of a step, {people / 1e6:.0f} million people", xlabel="devices", ylabel="ms")
     right.set(title="Share of the time that is not waiting", xlabel="devices", ylim=(0, 1.05))
     right.yaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
-    made.legend(loc="outside lower center", ncols=3, fontsize=7, frameon=False, handlelength=4)
+    made.legend(loc="outside lower center", ncols=3, fontsize=6, frameon=False, handlelength=3)
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_xticks(k, [str(i) for i in k])
