@@ -8,6 +8,8 @@ handing out costs; one counts, which shows what the cores of this machine give b
 
 import argparse
 import os
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -43,6 +45,18 @@ def loops_a_second() -> float:
     return best
 
 
+def ceiling(loops: float, workers: int) -> float:
+    """How much faster plain processes count side by side than one after the other: what the cores can give."""
+    work = f"for _ in range({int(20 * loops)}): x = (1103515245 * x + 12345) % 2**31"
+    code = f"import time; t = time.perf_counter(); x = 1\n{work}\nprint(time.perf_counter() - t)"
+
+    def side_by_side(count: int) -> float:
+        made = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(count)]
+        return max(float(p.communicate()[0]) for p in made)
+
+    return float(np.median([workers * side_by_side(1) / side_by_side(workers) for _ in range(3)]))
+
+
 def timed(run: Any, loops: float, workers: int, runs: int) -> float:
     """Seconds of a batch, without compilation and the start of workers."""
     parameters = {"level": 1.0, "loops": loops}
@@ -69,13 +83,19 @@ def main() -> None:
     program = Command(["sh", "-c", f"sleep {SECONDS}; printf 'x\\n{{level}}\\n1\\n1\\n'"], Csv())
     busy = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
     print(f"{runs} runs of {SECONDS} s, {workers} workers, {os.cpu_count()} cores, {busy}")
-    print("| simulator | one worker, s | workers, s | times faster | overhead a run, ms |\n" + "| --- " * 5 + "|")
+    print(
+        "| simulator | one worker, s | workers, s | times faster | overhead a run, ms; or the ceiling |\n"
+        + "| --- " * 5
+        + "|"
+    )
     for name, run in {"Python, sleeps": sleeping, "Python, counts": counting, "program, sleeps": program}.items():
         pairs = [[timed(run, loops, n, runs) for n in (1, workers)] for _ in range(arguments.rounds)]
         one, many = min(pairs, key=lambda p: p[1])
         ideal = SECONDS * -(-runs // workers)
         overhead = f"{1e3 * (many - ideal) / -(-runs // workers):.1f}" if "sleeps" in name else ""
         speedup = np.median([a / b for a, b in pairs])
+        if run is counting:
+            overhead = f"plain processes: {ceiling(loops, workers):.2f} times faster"
         print(f"| {name} | {one:.2f} | {many:.2f} | {speedup:.2f} | {overhead} |", flush=True)
 
 

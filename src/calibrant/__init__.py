@@ -47,6 +47,7 @@ from calibrant._sampling import StraightThrough as StraightThrough
 from calibrant._simulate import Trajectory as Trajectory
 from calibrant._simulate import simulate as simulate
 from calibrant.black_box import BlackBox as BlackBox
+from calibrant.black_box import TorchModel as TorchModel
 from calibrant.estimators import FiniteDifferences as FiniteDifferences
 from calibrant.inference import GVI as GVI
 from calibrant.inference import MALA as MALA

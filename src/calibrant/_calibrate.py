@@ -16,7 +16,7 @@ from calibrant._checkpoints import Checkpoint, Checkpoints, fingerprint
 from calibrant._devices import place
 from calibrant._prior import Prior
 from calibrant._problem import Problem
-from calibrant._processes import any_interrupted, interrupts_noted, is_first
+from calibrant._processes import any_interrupted, interrupts_noted
 from calibrant._progress import AbstractProgress, NoProgress, TerminalProgress, table
 from calibrant.diagnostics import start_check
 from calibrant.diagnostics._start import MOST_CHECKED
@@ -76,7 +76,7 @@ def calibrate(
     total, every = method.max_updates, method.evaluate_every
     check_gradients = progress is not False if check_gradients is None else check_gradients
     if isinstance(progress, bool):
-        progress = TerminalProgress(total) if progress and is_first() else NoProgress()
+        progress = TerminalProgress(total) if progress else NoProgress()
     with NoProgress() if checkpoints is None else checkpoints:
         placed = eqx.tree_at(lambda p: p.model, problem, place(problem.model, problem.model.n_agents))
         run = _Run(placed, prior, method, seed, progress)

@@ -138,7 +138,15 @@ class AbstractModel(eqx.Module):
 
     @property
     def differentiable(self) -> bool:
-        """Whether its simulations have derivatives, and named draws whose probabilities are known."""
+        """Whether its simulations have derivatives."""
+        return True
+
+    @property
+    def in_jax(self) -> bool:
+        """Whether its steps and draws are those of `step`, so that modes, horizons and estimators see them.
+
+        Of another simulator only whole runs are known, and at most their derivatives.
+        """
         return True
 
     @property
@@ -150,6 +158,11 @@ class AbstractModel(eqx.Module):
 def no_derivative(model: AbstractModel) -> str:
     """The sentence with which a derivative of a model that has none is refused."""
     return f"{type(model).__name__} has no derivative; use estimator = FlowScore() or FiniteDifferences()."
+
+
+def not_in_jax(model: AbstractModel, what: str) -> str:
+    """The sentence with which something that looks into the steps of a simulator outside of JAX is refused."""
+    return f"{type(model).__name__} is run outside of JAX, where {what} cannot see its steps and draws; leave it out."
 
 
 def describe_shapes(tree: PyTree) -> str:

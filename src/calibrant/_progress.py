@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from calibrant._processes import is_first
+
 
 class AbstractProgress(abc.ABC):
     """What `calibrate` reports to: a context manager that is told of updates."""
@@ -46,13 +48,16 @@ class NoProgress(AbstractProgress):
 
 
 class TerminalProgress(AbstractProgress):
-    """A bar with the time left on a terminal; a line now and then where standard error is no terminal."""
+    """A bar with the time left on a terminal; a line now and then where standard error is no terminal.
+
+    Of several processes only the first shows anything.
+    """
 
     def __init__(self, total: int, title: str = "Calibrating", unit: str = "updates"):
         self._unit = unit
         self._total = total
         self._title = title
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, quiet=not is_first())
         self._done = 0
         self._printed = 0
         self._bar = Progress(

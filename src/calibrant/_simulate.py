@@ -12,10 +12,10 @@ from calibrant._autodiff import AbstractMode, ReverseMode
 from calibrant._devices import gathered, place
 from calibrant._horizon import AbstractHorizon, FullHorizon
 from calibrant._loop import Loop
-from calibrant._model import AbstractModel, no_derivative
+from calibrant._model import AbstractModel, no_derivative, not_in_jax
 from calibrant._randomness import as_seed
 from calibrant._recording import AbstractRecorder
-from calibrant._sampling import AbstractSamplingPlan, StraightThrough
+from calibrant._sampling import AbstractSamplingPlan, Hard, StraightThrough
 
 
 class Trajectory(eqx.Module):
@@ -108,6 +108,8 @@ def simulate(
     - `mode`, `horizon`: how, and along which paths, derivatives are taken; `ReverseMode()` and `FullHorizon()`.
     - `recorder`: what to note of every discrete draw; `LogProbability()` notes just that.
 
+    A simulator outside of JAX (`BlackBox`, `TorchModel`) takes none of the last four.
+
     **Returns:** a `Trajectory`.
 
     **Raises:** `ValueError` for a model whose step changes the shape of its state, for a draw that would repeat
@@ -127,7 +129,16 @@ def simulate(
             f"{type(rule).__name__} draws relaxed samples, which have no probability to record; use Hard()."
         )
     if recorder is not None and not model.differentiable:
-        raise ValueError(f"{no_derivative(model)[:-1]}: it has no named draws, whose probabilities could be recorded.")
+        raise ValueError(no_derivative(model))
+    if not model.in_jax:
+        for given, plain in (
+            (rule, (Hard, StraightThrough)),
+            (mode, ReverseMode),
+            (horizon, FullHorizon),
+            (recorder, type(None)),
+        ):
+            if not isinstance(given, plain):
+                raise ValueError(not_in_jax(model, type(given).__name__))
     inputs = resolve_inputs(model, inputs, steps)
     steps = resolve_steps(model, inputs, None if steps is None else int(steps))
     model = place(model, model.n_agents)

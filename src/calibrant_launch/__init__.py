@@ -72,6 +72,8 @@ def _join(arguments: list[str]) -> bool:
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         _fail(f"the processes could not join within {JOIN_WITHIN} s ({reason}); is every one of them started?", 1)
+    if jax.process_index() > 0:
+        sys.stdout = open(os.devnull, "w")  # results are told by the first  # noqa: SIM115
     return True
 
 

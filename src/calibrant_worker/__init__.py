@@ -11,6 +11,7 @@ from calibrant_worker._run import Outcome as Outcome
 from calibrant_worker._run import RunFailed as RunFailed
 from calibrant_worker._run import Shapes as Shapes
 from calibrant_worker._run import attempt as attempt
+from calibrant_worker._run import checked_outputs as checked_outputs
 from calibrant_worker._run import numbered as numbered
 from calibrant_worker._tables import AbstractTable as AbstractTable
 from calibrant_worker._tables import Csv as Csv

@@ -50,7 +50,7 @@ def attempt(
     message, details = "", ""
     for _ in range(retries + 1):
         try:
-            return _checked(simulator.run(params, seed, shapes, timeout), shapes), "", ""
+            return checked_outputs(simulator.run(params, seed, shapes, timeout), shapes), "", ""
         except RunFailed as error:
             message, details = str(error), error.details
         except (Exception, SystemExit, KeyboardInterrupt) as error:  # the interrupt is for the main process to heed
@@ -64,7 +64,11 @@ def numbered(i: int, call: Callable[[], Outcome]) -> tuple[int, Outcome, float]:
     return i, call(), time.perf_counter() - start
 
 
-def _checked(raw: Any, shapes: Shapes) -> dict[str, np.ndarray]:
+def checked_outputs(raw: Any, shapes: Shapes) -> dict[str, np.ndarray]:
+    """The declared outputs of what a run returned.
+
+    **Raises:** `RunFailed` for one that is missing, of another shape or not finite.
+    """
     named = {"": raw} if "" in shapes else raw
     if not isinstance(named, Mapping):
         raise RunFailed(f"the run returned a {type(raw).__name__}, not a mapping of {', '.join(shapes)}")

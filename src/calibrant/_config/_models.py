@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from calibrant._config._black_box import BLACK_BOXES, build_black_box
 from calibrant._config._error import ConfigError
+from calibrant._config._foreign import FOREIGN, build_foreign
 from calibrant._model import AbstractModel
 from calibrant.models import (
     SIR,
@@ -36,12 +36,12 @@ MODELS: dict[str, tuple[Any, str]] = {
 
 def build_model(name: str, options: dict[str, Any], directory: Path) -> AbstractModel:
     """A bundled model; one of the user's, `module:Class`, found beside the config or on Python's path; or another
-    simulator, a `command` or a `python` function.
+    simulator: a `command`, a `python` function, or one in PyTorch, `torch`.
 
     **Raises:** `ConfigError`.
     """
-    if name in BLACK_BOXES:
-        return build_black_box(name, options, directory)
+    if name in FOREIGN:
+        return build_foreign(name, options, directory)
     if name in MODELS:
         make = MODELS[name][0]
         if name == "brock-hommes" and options.get("agents") == 0:
@@ -49,7 +49,7 @@ def build_model(name: str, options: dict[str, Any], directory: Path) -> Abstract
     elif ":" in name:
         make = _import(name, directory)
     else:
-        known = ", ".join((*MODELS, *BLACK_BOXES))
+        known = ", ".join((*MODELS, *FOREIGN))
         raise ConfigError(f"model.name: there is no model '{name}'; there are {known}, or module:Class.")
     if not callable(make):
         raise ConfigError(f"model.name: {name} is no class or function that makes a model.")

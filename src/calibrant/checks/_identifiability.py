@@ -162,6 +162,8 @@ def _local(
     seed: int,
 ) -> tuple[dict[str, np.ndarray] | None, np.ndarray | None]:
     prior = posterior.prior
+    if not problem.model.differentiable:
+        return None, None
 
     def outputs(problem: Problem, z: Array, words: Array) -> Any:
         params = problem.with_values(prior.constrain(z))
@@ -181,7 +183,8 @@ def _local(
 
     @eqx.filter_jit
     def derivative(problem: Problem, z: Array, words: Array) -> Any:
-        each = jax.lax.map(lambda w: jax.jacfwd(outputs, argnums=1)(problem, z, w), words, batch_size=5)
+        jacobian = jax.jacfwd if problem.model.in_jax else jax.jacrev  # others know reverse mode at most
+        each = jax.lax.map(lambda w: jacobian(outputs, argnums=1)(problem, z, w), words, batch_size=5)
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), each)
 
     z = jnp.asarray(at, dtype=float)

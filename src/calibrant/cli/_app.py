@@ -17,19 +17,37 @@ from calibrant._calibrate import CalibrationError, calibrate
 from calibrant._calibration import Calibration
 from calibrant._config import METHODS, MODELS, Config, ConfigError, build_model, bundled_configs, load_config
 from calibrant._config._method import MALAConfig, NUTSConfig
+from calibrant._devices import Devices
 from calibrant._files import atomic_path, write_text
+from calibrant._model import AbstractModel
+from calibrant._prior import Prior
+from calibrant._problem import Problem
 from calibrant._processes import interrupts_noted, is_first, wait_for_all
 from calibrant._simulate import simulate
 from calibrant.cli._check import check_command
 from calibrant.cli._comparison import compare_methods, write_comparison
-from calibrant.cli._mesh import build_on, check_processes, on, others_may_end, wanted_devices
+from calibrant.cli._mesh import (
+    CoordinatorOption,
+    DevicesOption,
+    JoinOption,
+    ProcessesOption,
+    ProcessOption,
+    Where,
+    build_on,
+    on,
+    one_simulation,
+    others_may_end,
+    say_devices,
+)
 from calibrant.cli._policies import compare
 from calibrant.cli._run import names_run, read_run, report_again
+from calibrant.cli._scratch import own, remove_scratch
 from calibrant.cli._signals import interrupted_by_sigterm
-from calibrant.cli._unfinished import begin, refuse_existing, remove_scratch
+from calibrant.cli._unfinished import begin, refuse_existing
 from calibrant.cli._unfinished import resume as resumed
 from calibrant.cli._world import app as world_app
-from calibrant.inference import GVI, Result
+from calibrant.inference import GVI, AbstractMethod, Result, auto_devices
+from calibrant.posteriors import Posterior
 from calibrant.worlds import MAX_PEOPLE
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -92,18 +110,18 @@ def calibrate_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing run directory")] = False,
     resume: Annotated[Path | None, typer.Option(help="run directory of a run that was stopped: go on with it")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
-    devices: Annotated[str | None, typer.Option(help="auto, or simulations x agents such as 2x4")] = None,
-    processes: Annotated[int | None, typer.Option(help="this is one of so many processes")] = None,
-    process: Annotated[int | None, typer.Option(help="and the one of this number, from 0")] = None,
-    coordinator: Annotated[str | None, typer.Option(help="host:port of process 0, the same for all")] = None,
-    join: Annotated[bool, typer.Option("--join", help="find the other processes under SLURM or Open MPI")] = False,
+    devices: DevicesOption = None,
+    processes: ProcessesOption = None,
+    process: ProcessOption = None,
+    coordinator: CoordinatorOption = None,
+    join: JoinOption = False,
 ) -> None:
     """Fit a posterior and write a run directory with a report.
 
     A run that is killed or interrupted goes on, to the same bits, with --resume and its run directory. Started on
     several hosts with the same arguments, and --processes or --join, it runs on the devices of them all.
     """
-    check_processes(processes, process, coordinator, join)
+    machine = Where(devices, processes, process, coordinator, join)
     if resume is not None:
         if (
             config is not None
@@ -124,11 +142,10 @@ def calibrate_command(
         if start is not None:
             text += f"\n# on the command line: --start {start}\n"
         run = begin(out, name, settings, text, directory, seed=seed, start=start, overwrite=overwrite)
-    wanted = wanted_devices(devices, run.devices or run.config.devices)
-    mesh, problem, prior, method = build_on(wanted, lambda: run.config.build(run.directory))
+    wanted = machine.wanted(run.devices or run.config.devices)
+    mesh, (problem, prior, method) = build_on(wanted, lambda: run.config.build(run.directory), _for_updates)
     run.on(mesh)
-    if mesh is not None and is_first() and not quiet:
-        _say.print(f"devices: {mesh} (simulations x agents), {jax.devices()[0].platform}")
+    say_devices(mesh, quiet)
     posterior = None
     if run.start is not None:
         posterior = read_run(run.start)[-1].posterior
@@ -136,7 +153,7 @@ def calibrate_command(
             method.init(problem, prior, run.seed, posterior)
         except ValueError as error:
             raise ConfigError(f"--start {start or run.start}: {error}") from error
-    with others_may_end(), run, on(mesh), interrupted_by_sigterm(), interrupts_noted():
+    with others_may_end("go on with --resume"), run, on(mesh), interrupted_by_sigterm(), interrupts_noted():
         result = calibrate(
             problem,
             prior,
@@ -150,14 +167,18 @@ def calibrate_command(
         report = run.finish(problem, result)
         draws = result.sample(0, 10_000)
         wait_for_all("a run is written")
-    if is_first():
-        _tell(result, draws, report)
+    _tell(result, draws, report)
     if result.result is Result.INTERRUPTED:
-        if is_first():
-            _out.print(f"interrupted; go on with: calibrant calibrate --resume {run.out}", soft_wrap=True)
+        _out.print(f"interrupted; go on with: calibrant calibrate --resume {run.out}", soft_wrap=True)
         raise typer.Exit(130)
     if not result.result.successful:
         raise CalibrationError(result)
+
+
+def _for_updates(built: tuple[Problem, Prior, AbstractMethod]) -> Devices:
+    """A mesh for the simulations that an update has side by side."""
+    problem, prior, method = built
+    return auto_devices(problem, method.runs_an_update(problem, prior.dim))
 
 
 def _tell(result: Calibration, draws: dict[str, Any], report: Path) -> None:
@@ -213,29 +234,42 @@ def _configured(
 def gradients_command(
     config: Annotated[str, typer.Argument(help="a bundled configuration, a TOML file, or a run directory")],
     points: Annotated[int, typer.Option(help="draws of the start, or of a run's posterior, to look at", min=2)] = 4,
-    repeats: Annotated[int, typer.Option(help="gradients of each kind at each point", min=4)] = 32,
+    repeats: Annotated[
+        int | None, typer.Option(help="gradients of each kind at each point; by replicates by default", min=4)
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     size: Annotated[float | None, typer.Option(help="JUNE: people of the built town")] = None,
     scale: Annotated[float | None, typer.Option(help="JUNE: of London's population, up to 1")] = None,
     data: Annotated[Path | None, typer.Option(help="directory of the data file")] = None,
     out: Annotated[Path | None, typer.Option(help="PNG to write")] = None,
+    devices: DevicesOption = None,
+    processes: ProcessesOption = None,
+    process: ProcessOption = None,
+    coordinator: CoordinatorOption = None,
+    join: JoinOption = False,
 ) -> None:
     """Ask, before a calibration, whether its gradients are any good, and what to change."""
     if out is not None and out.is_dir():
         raise ConfigError(f"{out} is a directory; --out is the PNG to write.")
+    machine, configured = Where(devices, processes, process, coordinator, join), None
     if names_run(config):
-        name, settings, _, problem, calibration = read_run(Path(config))
-        posterior, prior, method = calibration.posterior, calibration.prior, settings.method.build()
+        name, made = Path(config).name, lambda: _of_run(Path(config))
     else:
         settings, directory, _ = _configured(config, updates=None, size=size, scale=scale, data=data)
-        problem, prior, method = settings.build(directory)
-        name, posterior = Path(config).stem, None
-    _out.print(f"{name}: gradients at {points} points, {repeats} of each kind")
+        name, made, configured = Path(config).stem, lambda: (*settings.build(directory), None), settings.devices
+    rows = points * (32 if repeats is None else repeats)
+    mesh, (problem, prior, method, posterior) = build_on(
+        machine.wanted(configured), made, lambda built: auto_devices(built[0], rows)
+    )
     if not isinstance(method, GVI):
         raise ConfigError(f"calibrant gradients looks at those of gvi, and the method of {config} is another.")
-    health = diagnostics.gradients(
-        problem, prior, method, posterior=posterior, points=points, repeats=repeats, seed=seed
-    )
+    repeats = diagnostics.default_repeats(method) if repeats is None else repeats
+    _out.print(f"{name}: gradients at {points} points, {repeats} of each kind")
+    say_devices(mesh)
+    with others_may_end(), on(mesh):
+        health = diagnostics.gradients(
+            problem, prior, method, posterior=posterior, points=points, repeats=repeats, seed=seed
+        )
     table = Table("gradient", "cosine", "noise²", "runs", "to signal 2")
     for row in diagnostics.summary(health):
         numbers = [row[k] for k in ("alignment", "noise", "forward_runs", "runs_to_signal")]
@@ -252,10 +286,15 @@ def gradients_command(
     _out.print(table)
     for sentence in diagnostics.advise(health):
         _out.print(f"- {sentence}", soft_wrap=True)
-    written = Path(f"{name}-gradients.png") if out is None else out
+    written = own(Path(f"{name}-gradients.png") if out is None else out)
     with atomic_path(written) as part:
         diagnostics.gradients_figure(health).savefig(part, dpi=150, format="png")
     _out.print(f"picture: {written}", soft_wrap=True)
+
+
+def _of_run(folder: Path) -> tuple[Problem, Prior, AbstractMethod, Posterior]:
+    _, settings, _, problem, calibration = read_run(folder)
+    return problem, calibration.prior, settings.method.build(), calibration.posterior
 
 
 @app.command("compare")
@@ -272,6 +311,11 @@ def compare_command(
     data: Annotated[Path | None, typer.Option(help="directory of the data file")] = None,
     out: Annotated[Path | None, typer.Option(help="directory to write; comparisons/NAME by default")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+    devices: DevicesOption = None,
+    processes: ProcessesOption = None,
+    process: ProcessOption = None,
+    coordinator: CoordinatorOption = None,
+    join: JoinOption = False,
 ) -> None:
     """Calibrate by several methods, each with the same number of simulations, and set the results side by side."""
     settings, directory, text = _configured(config, updates=None, size=size, scale=scale, data=data)
@@ -279,11 +323,15 @@ def compare_command(
     out = Path("comparisons") / name if out is None else out
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; choose another --out.")
-    rows, table, written = [], None, out
-    for rows in compare_methods(
-        settings, directory, methods.split(","), budget=budget, datasets=datasets, seed=seed, progress=not quiet
-    ):  # written each time, so that little is lost if it ends early
-        table, written = write_comparison(out, name, rows, text=text, budget=budget, seed=seed)
+    wanted = Where(devices, processes, process, coordinator, join).wanted(settings.devices)
+    mesh = None if wanted is None else build_on(wanted, lambda: settings.build(directory), _for_updates)[0]
+    say_devices(mesh, quiet)
+    rows, table, written, out = [], None, out, own(out)
+    with others_may_end(), on(mesh):
+        for rows in compare_methods(
+            settings, directory, methods.split(","), budget=budget, datasets=datasets, seed=seed, progress=not quiet
+        ):  # written each time, so that little is lost if it ends early
+            table, written = write_comparison(out, name, rows, text=text, budget=budget, seed=seed)
     _out.print(table)
     for row in rows:
         if not row["successful"]:
@@ -325,28 +373,33 @@ def simulate_command(
     out: Annotated[Path | None, typer.Option(help="CSV file to write; standard output by default")] = None,
     policy: Annotated[Path | None, typer.Option(help="TOML file with other policies; target is a run of JUNE")] = None,
     draws: Annotated[int, typer.Option(help="with --policy: draws of the posterior", min=2)] = 50,
+    devices: DevicesOption = None,
+    processes: ProcessesOption = None,
+    process: ProcessOption = None,
+    coordinator: CoordinatorOption = None,
+    join: JoinOption = False,
 ) -> None:
     """Simulate a model at its defaults, at given values, or (a run directory) at the posterior median, to a CSV.
 
     With --policy, answer what would have happened under other policies: bands from the posterior, the same random
     numbers with the policies of the run and with the others.
     """
+    wanted = Where(devices, processes, process, coordinator, join).wanted()
     if policy is not None:
         if steps is not None or values:
             raise ConfigError("--policy compares two calendars at draws of the posterior; leave --steps and --set out.")
+        if wanted is not None:
+            raise ConfigError("--policy runs on one device; leave --devices and other processes out.")
         written = compare(Path(target), policy, draws=draws, seed=seed, out=out)
         _out.print(f"table and picture: {written}", soft_wrap=True)
         return
-    if names_run(target):
-        _, _, _, problem, calibration = read_run(Path(target))
-        median = {name: q[0] for name, q in calibration.quantiles((0.5,)).items()}
-        model, params = problem.model, problem.with_values({k: jax.numpy.asarray(v) for k, v in median.items()})
-        steps = problem.steps if steps is None else steps
-    else:
-        model = build_model(target, {}, Path.cwd())
-        params = model.default_params
+    mesh, (model, params, its_steps) = build_on(
+        wanted, lambda: _simulated(target), lambda built: one_simulation(built[0])
+    )
+    steps = its_steps if steps is None else steps
     params = params.replace(dict(_assignment(model, text) for text in values or []))
-    outputs = simulate(model, params, seed=seed, steps=steps).outputs
+    with others_may_end(), on(mesh):
+        outputs = jax.tree.map(np.asarray, simulate(model, params, seed=seed, steps=steps).outputs)
     text = _to_csv(outputs)
     if out is None:
         sys.stdout.write(text)
@@ -354,6 +407,16 @@ def simulate_command(
         raise ConfigError(f"{out} is a directory; --out is the CSV file to write.")
     else:
         write_text(out, text)
+
+
+def _simulated(target: str) -> tuple[AbstractModel, Any, int | None]:
+    """A model at its defaults, or a run's at the posterior median, and the steps of the run."""
+    if not names_run(target):
+        model = build_model(target, {}, Path.cwd())
+        return model, model.default_params, None
+    _, _, _, problem, calibration = read_run(Path(target))
+    median = {name: jax.numpy.asarray(q[0]) for name, q in calibration.quantiles((0.5,)).items()}
+    return problem.model, problem.with_values(median), problem.steps
 
 
 def _assignment(model: Any, text: str) -> tuple[str, Any]:

@@ -9,12 +9,27 @@ from rich.console import Console
 from rich.table import Table
 
 from calibrant import checks
+from calibrant._calibration import Calibration
 from calibrant._config import ConfigError
 from calibrant._files import atomic_path, write_text
+from calibrant._problem import Problem
 from calibrant._progress import NoProgress, TerminalProgress
 from calibrant._progress import table as progress_table
+from calibrant.cli._mesh import (
+    CoordinatorOption,
+    DevicesOption,
+    JoinOption,
+    ProcessesOption,
+    ProcessOption,
+    Where,
+    build_on,
+    on,
+    others_may_end,
+    say_devices,
+)
 from calibrant.cli._run import read_run, report_again
-from calibrant.inference import GVI
+from calibrant.cli._scratch import own
+from calibrant.inference import GVI, auto_devices
 
 _out = Console()
 
@@ -33,6 +48,11 @@ def check_command(
     seed: Annotated[int, typer.Option(help="equal seeds give equal bits", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="directory of check.json and pictures; the run by default")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+    devices: DevicesOption = None,
+    processes: ProcessesOption = None,
+    process: ProcessOption = None,
+    coordinator: CoordinatorOption = None,
+    join: JoinOption = False,
 ) -> None:
     """Check the posterior of a run: calibration by refits to synthetic data, predictive checks, importance weights,
     identifiability, sensitivities. Writes check.json, pictures, and a section of the run's report."""
@@ -40,30 +60,41 @@ def check_command(
         raise ConfigError(f"{out} is a file; --out is the directory of check.json and pictures.")
     if not 0 < nominal < 1:
         raise ConfigError(f"--nominal is a probability between 0 and 1, got {nominal}.")
-    _, config, _, problem, calibration = read_run(run)
-    method = config.method.build()
-    assert isinstance(method, GVI)
+    wanted = Where(devices, processes, process, coordinator, join).wanted()
+    mesh, (problem, calibration, method) = build_on(
+        wanted, lambda: _read(run), lambda built: auto_devices(built[0], at_once * built[2].runs_an_update(built[0], 1))
+    )
+    say_devices(mesh, quiet)
     near = checks.NearData() if updates is None else checks.NearData(updates=updates)
     where = checks.PriorDraws(updates) if prior else near
-    result = checks.check(
-        problem,
-        calibration,
-        method,
-        where=where,
-        data_sets=datasets,
-        at_once=at_once,
-        fast=fast,
-        seed=seed,
-        progress=not quiet,
-    )
-    folder = run if out is None else out
-    result.save(folder)
-    _print(result)
-    if choose_weight:
-        _search(result, problem, calibration, method, where, at_once, seed, nominal, folder, quiet)
-    _out.print(f"check: {folder / 'check.json'}", soft_wrap=True)
-    if folder.resolve() == run.resolve():
-        _out.print(f"report: {report_again(run)}", soft_wrap=True)
+    folder = own(run if out is None else out)
+    with others_may_end(), on(mesh):
+        result = checks.check(
+            problem,
+            calibration,
+            method,
+            where=where,
+            data_sets=datasets,
+            at_once=at_once,
+            fast=fast,
+            seed=seed,
+            progress=not quiet,
+        )
+        result.save(folder)
+        _print(result)
+        if choose_weight:
+            _search(result, problem, calibration, method, where, at_once, seed, nominal, folder, quiet)
+        _out.print(f"check: {folder / 'check.json'}", soft_wrap=True)
+        if out is None or out.resolve() == run.resolve():
+            _out.print(f"report: {report_again(run)}", soft_wrap=True)
+
+
+def _read(run: Path) -> tuple[Problem, Calibration, GVI]:
+    _, config, _, problem, calibration = read_run(run)
+    method = config.method.build()
+    if not isinstance(method, GVI):
+        raise ConfigError(f"calibrant check refits by gvi, and {run} was made by {calibration.method}.")
+    return problem, calibration, method
 
 
 def _print(result: checks.Check) -> None:

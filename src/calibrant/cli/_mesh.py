@@ -1,44 +1,71 @@
 """The devices that a command runs on."""
 
 import contextlib
+import dataclasses
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import jax
+import typer
+from rich.console import Console
 
 from calibrant._config import ConfigError
 from calibrant._config._schema import DevicesConfig
 from calibrant._devices import Devices
-from calibrant._prior import Prior
-from calibrant._problem import Problem
-from calibrant.cli._unfinished import remove_scratch
-from calibrant.inference import AbstractMethod, auto_devices
+from calibrant._model import AbstractModel
+from calibrant._processes import is_first
+from calibrant.cli._scratch import remove_scratch
 
 Wanted = Literal["auto"] | DevicesConfig | None
+T = TypeVar("T")
+
+DevicesOption = Annotated[str | None, typer.Option("--devices", help="auto, or simulations x agents such as 2x4")]
+ProcessesOption = Annotated[int | None, typer.Option("--processes", help="this is one of so many processes")]
+ProcessOption = Annotated[int | None, typer.Option("--process", help="and the one of this number, from 0")]
+CoordinatorOption = Annotated[
+    str | None, typer.Option("--coordinator", help="host:port of process 0, the same for all")
+]
+JoinOption = Annotated[bool, typer.Option("--join", help="find the other processes under SLURM or Open MPI")]
 
 
-def wanted_devices(option: str | None, configured: Wanted) -> Wanted:
-    """What the command line says, `auto` or `2x4` (simulations x agents); else the configuration.
+@dataclasses.dataclass(frozen=True)
+class Where:
+    """What the command line says of devices and processes.
 
-    **Raises:** `ConfigError`.
+    **Raises:** `ConfigError` if this process has not joined the others as it was asked to.
     """
-    if option is None:
-        return "auto" if configured is None and jax.process_count() > 1 else configured
-    if option == "auto":
-        return "auto"
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", option)
-    if match is None:
-        raise ConfigError(f"--devices is auto, or simulations x agents such as 2x4, got '{option}'.")
-    return DevicesConfig(simulations=int(match[1]), agents=int(match[2]))
+
+    devices: str | None
+    processes: int | None
+    process: int | None
+    coordinator: str | None
+    join: bool
+
+    def __post_init__(self):
+        _check_processes(self.processes, self.process, self.coordinator, self.join)
+
+    def wanted(self, configured: Wanted = None) -> Wanted:
+        """`auto` or `2x4` (simulations x agents); else the configuration's, and `auto` for several processes.
+
+        **Raises:** `ConfigError`.
+        """
+        if self.devices is None:
+            return "auto" if configured is None and jax.process_count() > 1 else configured
+        if self.devices == "auto":
+            return "auto"
+        match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", self.devices)
+        if match is None:
+            raise ConfigError(f"--devices is auto, or simulations x agents such as 2x4, got '{self.devices}'.")
+        return DevicesConfig(simulations=int(match[1]), agents=int(match[2]))
 
 
-def build_on(
-    wanted: Wanted, build: Callable[[], tuple[Problem, Prior, AbstractMethod]]
-) -> tuple[Devices | None, Problem, Prior, AbstractMethod]:
+def build_on(wanted: Wanted, build: Callable[[], T], choose: Callable[[T], Devices | None]) -> tuple[Devices | None, T]:
     """The mesh, `None` where nothing is divided, and what `build` builds: on the mesh, where it is known before.
+
+    **Arguments:** `choose`, which mesh `auto` is for what was built.
 
     **Raises:** `ConfigError` for more devices than there are and for agents that they cannot share evenly.
     """
@@ -48,14 +75,26 @@ def build_on(
             mesh = Devices(wanted.simulations, wanted.agents)
             mesh.check()
         with on(mesh):  # where every process reads its own part of a world
-            problem, prior, method = build()
+            built = build()
         if wanted == "auto":
-            mesh = auto_devices(problem, method.runs_an_update(problem, prior.dim))
-        return mesh, problem, prior, method
+            mesh = choose(built)
+        return mesh, built
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError(f"devices: {error}") from error
+
+
+def one_simulation(model: AbstractModel) -> Devices | None:
+    """A mesh for a single simulation: all devices that can share its agents evenly."""
+    agents = model.n_agents or 1
+    return Devices(agents=max(k for k in range(1, len(jax.devices()) + 1) if agents % k == 0))
+
+
+def say_devices(mesh: Devices | None, quiet: bool = False) -> None:
+    """Print what was chosen, on standard error of the first process."""
+    if mesh is not None and is_first() and not quiet:
+        Console(stderr=True).print(f"devices: {mesh} (simulations x agents), {jax.devices()[0].platform}")
 
 
 def on(mesh: Devices | None) -> contextlib.AbstractContextManager[Any]:
@@ -63,7 +102,7 @@ def on(mesh: Devices | None) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext() if mesh is None else mesh
 
 
-def check_processes(processes: int | None, process: int | None, coordinator: str | None, join: bool) -> None:
+def _check_processes(processes: int | None, process: int | None, coordinator: str | None, join: bool) -> None:
     """Whether the process has joined the others, as it was asked to.
 
     **Raises:** `ConfigError`.
@@ -79,7 +118,7 @@ def check_processes(processes: int | None, process: int | None, coordinator: str
 
 
 @contextlib.contextmanager
-def others_may_end() -> Iterator[None]:
+def others_may_end(remedy: str = "start the command again") -> Iterator[None]:
     """Where another process ends, which shows as an error of the programs that they run together, end too."""
     try:
         yield
@@ -91,7 +130,7 @@ def others_may_end() -> Iterator[None]:
         first_line = str(error).strip().splitlines()[0]
         print(
             f"calibrant: process {jax.process_index()} cannot go on without the others, one of which has ended "
-            f"({first_line[:200]}); go on with --resume.",
+            f"({first_line[:200]}); {remedy}.",
             file=sys.stderr,
             flush=True,
         )

@@ -12,15 +12,24 @@ from calibrant._files import load_arrays
 from calibrant._problem import Problem
 from calibrant.checks import PICTURES as CHECK_PICTURES
 from calibrant.checks import SCHEMA as CHECK_SCHEMA
+from calibrant.cli._scratch import own
 from calibrant.inference import Result
 from calibrant.posteriors import Posterior
 from calibrant.report import write_report
 
 
 def report_of(
-    folder: Path, name: str, config: Config, text: str, directory: Path, problem: Problem, calibration: Calibration
+    folder: Path,
+    name: str,
+    config: Config,
+    text: str,
+    directory: Path,
+    problem: Problem,
+    calibration: Calibration,
+    *,
+    out: Path | None = None,
 ) -> Path:
-    """Write the report of a run into its directory."""
+    """Write the report of a run into its directory, or to `out`."""
     about = {n: {"units": p.units, "description": p.description} for n, p in config.parameters.items()}
     truth: dict[str, float] = {}
     if config.data.synthetic is not None:
@@ -30,7 +39,7 @@ def report_of(
             truth |= {n + "".join(f"[{i}]" for i in ix): float(value[ix]) for ix in np.ndindex(value.shape)}
     forecast = config.forecast(problem, directory)
     return write_report(
-        folder / "report.html",
+        folder / "report.html" if out is None else out,
         problem,
         calibration,
         title=name,
@@ -144,4 +153,4 @@ def report_again(folder: Path) -> Path:
     name, config, text, problem, calibration = read_run(folder)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     directory = Path(manifest["config_directory"])
-    return report_of(folder, name, config, text, directory, problem, calibration)
+    return report_of(folder, name, config, text, directory, problem, calibration, out=own(folder / "report.html"))

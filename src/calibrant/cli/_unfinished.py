@@ -19,6 +19,7 @@ from calibrant._files import write_text
 from calibrant._problem import Problem
 from calibrant._processes import is_first, wait_for_all
 from calibrant.cli._run import report_of
+from calibrant.cli._scratch import own, scratch
 
 _ABOUT = "run.json"
 
@@ -127,8 +128,7 @@ def begin(
     out: Path, name: str, config: Config, text: str, directory: Path, *, seed: int, start: Path | None, overwrite: bool
 ) -> Unfinished:
     """A new run. Of several processes the first keeps it; the others keep theirs where it is thrown away."""
-    if not is_first():
-        out = _scratch() / out.name
+    out = own(out)
     about = {
         "schema": SCHEMA,
         "name": name,
@@ -194,23 +194,9 @@ def refuse_existing(out: Path, overwrite: bool) -> None:
             )
 
 
-_scratches: list[tempfile.TemporaryDirectory] = []
-
-
-def _scratch() -> Path:
-    _scratches.append(tempfile.TemporaryDirectory(prefix="calibrant-"))
-    return Path(_scratches[-1].name)
-
-
-def remove_scratch() -> None:
-    """Throw away the runs of a process that is not the first."""
-    while _scratches:
-        _scratches.pop().cleanup()
-
-
 def _scratch_copy(out: Path) -> Path:
     """A run as it is on disk, where a process that is not the first may go on with it."""
-    copy = _scratch() / out.name
+    copy = scratch() / out.name
     for source, target in ((out, copy), (_folder(out), _folder(copy))):
         if source.is_dir():
             shutil.copytree(source, target)

@@ -137,6 +137,11 @@ def candidates(method: GVI, steps: int) -> list[Candidate]:
     return out
 
 
+def default_repeats(method: GVI) -> int:
+    """32, or fewer where a gradient averages many replicates and so is less noisy: 160 simulations, 8 at least."""
+    return min(32, max(8, 160 // method.replicates))
+
+
 def gradients(
     problem: Problem,
     prior: Prior,
@@ -144,7 +149,7 @@ def gradients(
     *,
     posterior: Posterior | None = None,
     points: int = 4,
-    repeats: int = 32,
+    repeats: int | None = None,
     others: "list[Candidate] | None" = None,
     step: float = 0.2,
     seed: int = 0,
@@ -155,12 +160,13 @@ def gradients(
 
     - `problem`, `prior`, `method`: what is to be calibrated, and how.
     - `posterior`: at whose draws; by default the one that the calibration would start at.
-    - `points`: how many draws; `repeats`: gradients of each candidate at each of them.
+    - `points`: how many draws; `repeats`: gradients of each candidate at each of them, by default `default_repeats`.
     - `others`: candidates to set beside the method's own; by default straight-through under several horizons.
     - `step`: of the differences, in coordinates of the prior.
 
     **Returns:** a `GradientHealth`. A gradient that is not finite is left out and counted.
     """
+    repeats = default_repeats(method) if repeats is None else repeats
     if points < 2 or repeats < 4:
         raise ValueError(f"Gradients need at least 2 points and 4 repeats, got {points} and {repeats}.")
     if not problem.model.differentiable:
@@ -173,6 +179,8 @@ def gradients(
     replicates = max(method.replicates, problem.loss.min_replicates)
     differences = FiniteDifferences(step)
     everyone = candidates(method, problem.steps)
+    if not problem.model.in_jax:
+        everyone = [c for c in everyone if isinstance(c.horizon, FullHorizon)]  # others cannot see its steps
     everyone = everyone if others is None else [everyone[0], *others]
     everyone = [dataclasses.replace(c, replicates=max(c.replicates, problem.loss.min_replicates)) for c in everyone]
     everyone.append(Candidate("central differences", differences, replicates=replicates))
@@ -183,7 +191,7 @@ def gradients(
     return GradientHealth(
         names=tuple(prior.scalar_names()),
         measurements=tuple(measured),
-        growth=_growth(problem, prior, z, words),
+        growth=_growth(problem, prior, z, words) if problem.model.in_jax else np.zeros(problem.steps),
         simulations=method.simulations,
         seconds_a_run=a_run,
     )
@@ -228,10 +236,7 @@ def _measure(
         g, finite = jax.grad(total, has_aux=True)(z)
         return finite, g
 
-    finite, g = jax.block_until_ready(run(problem, rows, simulation_seeds))
-    start = time.perf_counter()
-    jax.block_until_ready(run(problem, rows, simulation_seeds))
-    seconds = time.perf_counter() - start
+    (finite, g), seconds = _timed(run, problem, rows, simulation_seeds)
     g = np.asarray(g, np.float64).reshape(points, -1, dim)
     kept = np.asarray(finite).reshape(points, -1) & np.all(np.isfinite(g), axis=2)
     g = np.where(kept[..., None], g, np.nan)
@@ -259,10 +264,15 @@ def _seconds_a_run(problem: Problem, prior: Prior, method: GVI, rows: Array, rep
         values = jax.vmap(prior.constrain)(z)
         return expect(problem, values, seeds=words, simulations_at_once=method.simulations_at_once).losses
 
-    jax.block_until_ready(run(problem, rows))
+    return _timed(run, problem, rows)[1] / (rows.shape[0] * replicates)
+
+
+def _timed(run: Any, *arguments: Any) -> tuple[Any, float]:
+    """What a program returns, and the seconds that it takes once compiled."""
+    compiled = run.lower(*arguments).compile()
     start = time.perf_counter()
-    jax.block_until_ready(run(problem, rows))
-    return (time.perf_counter() - start) / (rows.shape[0] * replicates)
+    out = jax.block_until_ready(compiled(*arguments))
+    return out, time.perf_counter() - start
 
 
 def _growth(problem: Problem, prior: Prior, z: Float[Array, "points dim"], words: Array) -> np.ndarray:

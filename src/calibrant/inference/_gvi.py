@@ -27,10 +27,11 @@ from jaxtyping import Array, Float
 from calibrant._autodiff import AbstractMode, ReverseMode
 from calibrant._expect import expect
 from calibrant._horizon import AbstractHorizon, FullHorizon
-from calibrant._model import no_derivative
+from calibrant._model import no_derivative, not_in_jax
 from calibrant._prior import Prior
 from calibrant._problem import Problem
 from calibrant._randomness import as_seed, seeds
+from calibrant._sampling import StraightThrough
 from calibrant.estimators import AbstractEstimator, FiniteDifferences, Pathwise
 from calibrant.estimators.rebar import AbstractRelaxed
 from calibrant.inference._base import (
@@ -168,12 +169,10 @@ class GVI(AbstractMethod):
             raise ValueError("FlowScore needs at least 2 simulations an update for its baseline; set `simulations`.")
         if isinstance(self.estimator, FiniteDifferences) and self.estimator.scale is not None:
             raise ValueError("In GVI the step of FiniteDifferences is in coordinates of the prior; leave `scale` out.")
-        if not problem.model.differentiable:
-            if not isinstance(self.estimator, (FiniteDifferences, FlowScore)):
-                raise ValueError(no_derivative(problem.model))
-            if isinstance(self.mode, AutoMode):
-                name = type(problem.model).__name__
-                raise ValueError(f"AutoMode plans programs of JAX, and {name} is run outside of it; leave `mode` out.")
+        if not isinstance(self.estimator, (FiniteDifferences, FlowScore)) and not problem.model.differentiable:
+            raise ValueError(no_derivative(problem.model))
+        if not problem.model.in_jax:
+            self._check_outside(problem)
         if not isinstance(self.estimator, (FiniteDifferences, FlowScore)):
             self.estimator.prepare(problem, jax.random.key(0)).check(problem, self.simulations, self.replicates)
             return
@@ -186,6 +185,16 @@ class GVI(AbstractMethod):
                     "no effect; leave it out, or choose another `estimator`."
                 )
         Pathwise().check(problem, self.simulations, self.replicates)
+
+    def _check_outside(self, problem: Problem) -> None:
+        """Refuse what looks into a simulator outside of JAX."""
+        chosen: Any = self.mode, self.horizon, self.estimator
+        plain = ReverseMode, FullHorizon, (FiniteDifferences, FlowScore, Pathwise)
+        for what, kind in zip(chosen, plain, strict=True):
+            if not isinstance(what, kind):
+                raise ValueError(not_in_jax(problem.model, type(what).__name__))
+        if isinstance(self.estimator, Pathwise) and not isinstance(self.estimator.rule, StraightThrough):
+            raise ValueError(not_in_jax(problem.model, type(self.estimator.rule).__name__))
 
     def planned(self, problem, prior):
         if not isinstance(self.mode, AutoMode):
