@@ -2,6 +2,7 @@
 
     python benchmarks/devices.py memory   [--people 8.6e6]   bytes a device, by the compiler, on 1 to 16 of them
     python benchmarks/devices.py overhead [--people 1e6]     a divided program on one device, over the undivided
+    python benchmarks/devices.py largest  [--people 40e6]    a world built and simulated, and the memory it takes
     python benchmarks/devices.py country  [--people 67e6]    predicted step time of a country on 8 to 512 devices
 
 Each writes a table to standard output, and with `--out` JSON; `country` also a figure. Devices are virtual ones of the
@@ -13,6 +14,7 @@ import datetime as dt
 import json
 import os
 import platform
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,34 @@ def overhead(people: int, repeats: int = 9) -> list[dict[str, Any]]:
             ratio = float(np.median(np.array(seconds) / np.array(times["whole"])))
             rows.append({"program": name, "case": case, "ns": per, "ratio": ratio})
             print(f"{name:10} {case:32}: {per:6.1f} ns an agent-step, {ratio:.3f} of the whole", flush=True)
+    return rows
+
+
+def largest(people: int, days: int = 50) -> list[dict[str, Any]]:
+    """Seconds and the most memory of this process so far, after each of building, laying out and simulating a world."""
+    rows: list[dict[str, Any]] = []
+
+    def note(what: str, start: float) -> None:
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        rows.append({"what": what, "seconds": time.perf_counter() - start, "peak GiB": most})
+        print(f"{what:10}: {rows[-1]['seconds']:6.1f} s, {most:5.1f} GiB at the most so far", flush=True)
+
+    start = time.perf_counter()
+    world = worlds.build_world(people, seed=0)
+    note("built", start)
+    start = time.perf_counter()
+    model = cal.models.June(world, Calendar(dt.date(2020, 3, 2), days))
+    del world
+    note("laid out", start)
+    start = time.perf_counter()
+    params = model.default_params.replace({"log_seed": -4.0})
+    infections = np.asarray(cal.simulate(model, params, seed=1).outputs["infections"])
+    note("simulated", start)
+    per = rows[-1]["seconds"] / people / days * 1e9
+    rows[-1] |= {"ns an agent-step": per, "infections": infections.tolist()}
+    print(
+        f"{per:.1f} ns an agent-step; infections on the first and last day: {infections[0]:,.0f}, {infections[-1]:,.0f}"
+    )
     return rows
 
 
@@ -217,15 +247,18 @@ def _figure(rows: list[dict[str, Any]], people: int, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("memory", "overhead", "country"))
+    parser.add_argument("what", choices=("memory", "overhead", "largest", "country"))
     parser.add_argument("--people", type=float)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
-    people = round(arguments.people or {"memory": 8.6e6, "overhead": 1e6, "country": 67e6}[arguments.what])
+    people = round(
+        arguments.people or {"memory": 8.6e6, "overhead": 1e6, "largest": 40e6, "country": 67e6}[arguments.what]
+    )
     run: dict[str, Any] = {
         "memory": lambda: memory(people),
         "overhead": lambda: overhead(people),
+        "largest": lambda: largest(people),
         "country": lambda: country(people, arguments.figure),
     }
     rows = run[arguments.what]()

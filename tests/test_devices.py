@@ -11,68 +11,33 @@ import pytest
 import registry
 from commands import run
 from compiling import no_compilation
+from divided import BUNDLED, MODELS, june, losses, model_of, params_of, town
 
 import calibrant as cal
 from calibrant import _devices, worlds
 from calibrant._checkpoints import fingerprint
 from calibrant._config import build_model
 from calibrant.models.june import Calendar
-from calibrant.networks import Incidence, Venues, exact_sum_rows, random_groups
+from calibrant.networks import Incidence, Venues, exact_sum_rows
 
 MESHES = {
     "agents": cal.Devices(agents=4),
     "simulations": cal.Devices(simulations=4),
     "both": cal.Devices(simulations=2, agents=4),
 }
-AREAS = worlds.synthetic_areas(90_000, np.random.default_rng(0))  # ten
-TOWN = worlds.build_world(3_000, seed=1, areas=AREAS)
-JUNE = cal.models.June(TOWN, Calendar(dt.date(2020, 3, 2), 12), sampled=True, blocks=4)
-MODELS = registry.MODELS | {
-    "random-walk": (cal.models.RandomWalk(4), {"steps": 9}),
-    "sir-irregular": (cal.models.SIR(random_groups(44, 6, seed=3), dt=0.5), {"steps": 9}),
-    "threshold-market": (cal.models.ThresholdMarket(52), {"steps": 9}),
-    "june": (JUNE, {"steps": 12}),
-}
-
-
-def _params(model):
-    return (
-        model.default_params.replace({"log_seed": -2.0}) if isinstance(model, cal.models.June) else model.default_params
-    )
+TOWN = town()
+JUNE = june()
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_decides_the_same_on_many_devices(name):
-    model, how = MODELS[name]
-    alone = cal.simulate(model, _params(model), seed=5, **how).outputs
+    model, how = model_of(name)
+    alone = cal.simulate(model, params_of(model), seed=5, **how).outputs
     agents = 4 if model.n_agents else 1
     with cal.Devices(simulations=8 // agents, agents=agents):
-        divided = cal.simulate(model, _params(model), seed=5, **how).outputs
+        divided = cal.simulate(model, params_of(model), seed=5, **how).outputs
     for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(divided), strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-def _losses(model, how, mode, horizon, estimator=None, replicates=2):
-    outputs = cal.simulate(model, _params(model), seed=1, **how).outputs
-    data = jax.tree.map(lambda x: x.astype(float), outputs)
-    if isinstance(data, dict):
-        data = dict([next(iter(data.items()))])
-    loss = cal.losses.MeanSquaredError()
-    loss = cal.losses.Streams(dict.fromkeys(data, loss)) if isinstance(data, dict) else loss
-    problem = cal.Problem(model, data, loss, params=_params(model), **how)
-    if estimator is not None:
-        estimator = estimator.prepare(problem, jax.random.key(0))
-    names = [n for n, i in model.Params.describe().items() if i.prior is not None][:2] or ["log_factor"]
-    values = {n: jnp.stack([jnp.asarray(getattr(_params(model), n))] * 3) for n in names}
-
-    def total(values):
-        out = cal.expect(
-            problem, values, seeds=cal.seeds(2, (3, replicates)), mode=mode, horizon=horizon, estimator=estimator
-        )
-        return jnp.sum(out.losses), out
-
-    (_, out), gradient = jax.value_and_grad(total, has_aux=True)(values)
-    return out.losses, gradient
 
 
 def _close(ours, theirs, rtol):
@@ -87,18 +52,18 @@ def _close(ours, theirs, rtol):
 def test_gradients_in_every_mode(mode, horizon, mesh, x64):
     model, how = cal.models.SIR.small_world(48, household=4, group=6), {"steps": 7}
     modes = registry.MODES[mode], registry.HORIZONS[horizon]
-    alone = _losses(model, how, *modes)
+    alone = losses(model, how, *modes)
     with MESHES[mesh]:
-        _close(_losses(model, how, *modes), alone, 1e-10)
+        _close(losses(model, how, *modes), alone, 1e-10)
 
 
-@pytest.mark.parametrize("name", sorted(set(MODELS) - {"drift", "lags", "flips", "choice"}))
+@pytest.mark.parametrize("name", BUNDLED)
 def test_gradients_of_every_bundled_model(name):
-    model, how = MODELS[name]
+    model, how = model_of(name)
     modes = cal.HybridMode(), cal.SlidingHorizon(0)
-    alone = _losses(model, how, *modes)
+    alone = losses(model, how, *modes)
     with MESHES["both" if model.n_agents else "simulations"]:
-        _close(_losses(model, how, *modes), alone, 1e-5)
+        _close(losses(model, how, *modes), alone, 1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(set(registry.ESTIMATORS) - {"enumeration"}))
@@ -106,9 +71,9 @@ def test_every_estimator(name, x64):
     estimator, replicates = registry.ESTIMATORS[name]
     model, how = cal.models.SIR.small_world(16, household=2, group=4), {"steps": 3}
     modes = cal.ReverseMode(), cal.FullHorizon(), estimator, max(replicates, 3)
-    alone = _losses(model, how, *modes)
+    alone = losses(model, how, *modes)
     with MESHES["both"]:
-        _close(_losses(model, how, *modes), alone, 1e-10)
+        _close(losses(model, how, *modes), alone, 1e-10)
 
 
 def _small_problem(agents):
@@ -242,14 +207,14 @@ def test_a_world_laid_out_on_disk_is_read_by_parts(tmp_path):
     people.save(tmp_path / "town.h5")
     on_disk = worlds.Population.open(tmp_path / "town.h5")
     calendar = Calendar(dt.date(2020, 3, 2), 12)
-    alone = cal.simulate(JUNE, _params(JUNE), seed=5, steps=12).outputs["infections"]
+    alone = cal.simulate(JUNE, params_of(JUNE), seed=5, steps=12).outputs["infections"]
     with cal.Devices(agents=2):
         model = cal.models.June(on_disk, calendar)
         assert model.residences.venue_of.sharding.shard_shape((model.n_agents,)) == (model.n_agents // 2,)
-        read = cal.simulate(model, _params(JUNE), seed=5, steps=12).outputs["infections"]
+        read = cal.simulate(model, params_of(JUNE), seed=5, steps=12).outputs["infections"]
     np.testing.assert_array_equal(read, alone)
     in_one = cal.models.June(TOWN, calendar)
-    np.testing.assert_array_equal(cal.simulate(in_one, _params(JUNE), seed=5, steps=12).outputs["infections"], alone)
+    np.testing.assert_array_equal(cal.simulate(in_one, params_of(JUNE), seed=5, steps=12).outputs["infections"], alone)
     whole = cal.models.June(people, calendar, sampled=True)
     assert fingerprint(whole) == fingerprint(JUNE)
     for how, match in (({"blocks": 2}, "laid out in 4 blocks"), ({"leisure_areas": 2}, "`leisure_areas` = 3")):

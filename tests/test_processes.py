@@ -1,5 +1,6 @@
 """Several processes over loopback: they learn what one does; where one is killed the others end, and one goes on."""
 
+import contextlib
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -42,6 +44,15 @@ def _free_port():
         return s.getsockname()[1]
 
 
+def _high_port():
+    """A free one of those that JAX makes of a job's number."""
+    for port in range(65535 - 2**12 + 1 + os.getpid() % 1000, 65535):
+        with contextlib.suppress(OSError), socket.socket() as s:
+            s.bind(("localhost", port))
+            return port
+    raise AssertionError("no free port")
+
+
 def _start(count, *arguments):
     command = [sys.executable, "-c", "from calibrant_launch import main; main()", *arguments]
     where = ["--coordinator", f"localhost:{_free_port()}", "--processes", str(count)]
@@ -58,6 +69,67 @@ def _start(count, *arguments):
     ]
 
 
+def _scheduled(scheduler, i, port):
+    """The environment that a scheduler gives process `i` of two on this machine."""
+    if scheduler == "slurm":
+        job = port - (65535 - 2**12 + 1)  # from which JAX makes the port
+        return {
+            "SLURM_JOB_ID": str(job),
+            "SLURM_STEP_NODELIST": "localhost",
+            "SLURM_NTASKS": "2",
+            "SLURM_PROCID": str(i),
+            "SLURM_LOCALID": str(i),
+        }
+    return {
+        "OMPI_MCA_orte_hnp_uri": f"{(port - (65535 - 2**12 + 1)) * 2**12}.0;tcp://127.0.0.1:1",
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_RANK": str(i),
+        "OMPI_COMM_WORLD_LOCAL_RANK": str(i),
+    }
+
+
+@pytest.mark.parametrize("scheduler", ["slurm", "open-mpi"])
+def test_schedulers_say_where_the_others_are(scheduler, here, monkeypatch, capsys):
+    code, alone, _ = run(monkeypatch, capsys, "simulate", "sir", "--steps", "6")
+    assert code == 0
+    port = _high_port()
+    processes = []
+    for i in range(2):
+        command = [sys.executable, "-c", "from calibrant_launch import main; main()", "simulate", "sir", "--steps", "6"]
+        environment = os.environ | {"XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "1"} | _scheduled(scheduler, i, port)
+        processes.append(
+            subprocess.Popen(
+                [*command, "--join"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        )
+    first, second = (p.communicate(timeout=120) for p in processes)
+    assert [p.returncode for p in processes] == [0, 0], (first, second)
+    assert first[0] == alone
+    assert second[0] == ""
+    assert "devices: 1x2" in first[1]
+    assert "devices" not in second[1]
+
+
+@pytest.mark.slow
+def test_checks_and_comparisons_over_two_processes(here, monkeypatch, capsys):
+    (here / "c.toml").write_text(CONFIG % 4)
+    assert run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet", "--out", "run")[0] == 0
+    for arguments in (
+        ("gradients", "run", "--points", "2", "--repeats", "4", "--out", "x.png"),
+        ("check", "run", "--datasets", "10", "--quiet", "--devices", "1x2", "--choose-weight"),
+        ("compare", "c.toml", "--methods", "gvi,point,smc-abc,nuts,mala", "--budget", "12000", "--quiet"),
+    ):
+        processes = _start(2, *arguments)
+        said = _ended(processes, 600)
+        assert [p.returncode for p in processes] == [0, 0], said
+    for made in ("x.png", "run/check.json", "run/check-weight.png", "comparisons/c/comparison.json"):
+        assert (here / made).is_file()
+    rows = json.loads((here / "comparisons/c/comparison.json").read_text())["rows"]
+    assert len(rows) == 5
+    assert all(row["successful"] for row in rows)
+    assert sorted(p.name for p in here.iterdir()) == ["c.toml", "comparisons", "run", "x.png"]
+
+
 def _ended(processes, within):
     try:
         return [p.communicate(timeout=within)[0] for p in processes]
@@ -69,6 +141,49 @@ def _ended(processes, within):
 def _history(folder):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return np.array([[row["loss"], row["kl"]] for row in rows])
+
+
+def _divided(out, count, *arguments):
+    """Start `divided.py` on so many processes."""
+    script = str(Path(__file__).with_name("divided.py"))
+    where = ["--processes", str(count), "--coordinator", f"localhost:{_free_port()}"]
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, script, str(out), *arguments, *where, "--process", str(i)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "arguments", "rtol"),
+    [
+        (2, ["--unoptimised", "--models", "june,sir,brock-hommes"], 1e-5),
+        pytest.param(2, [], 1e-5, marks=pytest.mark.slow),
+        pytest.param(4, [], 1e-5, marks=pytest.mark.slow),
+        pytest.param(2, ["--x64"], 1e-10, marks=pytest.mark.slow),
+        pytest.param(4, ["--x64"], 1e-10, marks=pytest.mark.slow),
+    ],
+)
+def test_every_bundled_model_over_processes(count, arguments, rtol, tmp_path):
+    alone, together = tmp_path / "alone.npz", tmp_path / "together.npz"
+    started = _divided(alone, 1, *arguments) + _divided(together, count, *arguments)
+    said = _ended(started, 1200)
+    assert [p.returncode for p in started] == [0] * (1 + count), said
+    one, many = np.load(alone), np.load(together)
+    assert sorted(one) == sorted(many)
+    assert len(one) >= 9
+    for name in one:
+        if " outputs" in name:  # decisions
+            np.testing.assert_array_equal(many[name], one[name], err_msg=name)
+        else:
+            atol = rtol * np.max(np.abs(one[name]))
+            np.testing.assert_allclose(many[name], one[name], rtol=rtol, atol=atol, err_msg=name)
 
 
 @pytest.mark.parametrize("mode", ["reverse", pytest.param("auto", marks=pytest.mark.slow)])

@@ -72,9 +72,17 @@ def _join(arguments: list[str]) -> bool:
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         _fail(f"the processes could not join within {JOIN_WITHIN} s ({reason}); is every one of them started?", 1)
+    _stdout_of_python_alone()
     if jax.process_index() > 0:
         sys.stdout = open(os.devnull, "w")  # results are told by the first  # noqa: SIM115
     return True
+
+
+def _stdout_of_python_alone() -> None:
+    """The library that connects processes prints; that goes to standard error, and standard output holds results."""
+    sys.stdout.flush()
+    sys.stdout = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors, buffering=1)
+    os.dup2(2, 1)
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:

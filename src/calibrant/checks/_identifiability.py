@@ -13,12 +13,12 @@
 import dataclasses
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from calibrant._devices import compiled
 from calibrant._problem import Problem
 from calibrant._randomness import seeds
 from calibrant._simulate import simulate
@@ -170,7 +170,7 @@ def _local(
         out = simulate(problem.model, params, seed=words, steps=problem.steps, inputs=problem.inputs).outputs
         return as_data(out, problem.data)
 
-    @eqx.filter_jit
+    @compiled
     def spread(problem: Problem, z: Array, words: Array, keys: Array) -> Any:
         def one(x):
             values = prior.constrain(z)
@@ -181,7 +181,7 @@ def _local(
         drawn = jax.lax.map(one, (words, keys), batch_size=20)
         return jax.tree.map(lambda x: jnp.nanvar(x, axis=0), drawn)
 
-    @eqx.filter_jit
+    @compiled
     def derivative(problem: Problem, z: Array, words: Array) -> Any:
         jacobian = jax.jacfwd if problem.model.in_jax else jax.jacrev  # others know reverse mode at most
         each = jax.lax.map(lambda w: jacobian(outputs, argnums=1)(problem, z, w), words, batch_size=5)

@@ -10,13 +10,13 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 from scipy import stats
 
+from calibrant._devices import compiled
 from calibrant._problem import Problem
 from calibrant._randomness import seeds
 from calibrant._simulate import simulate
@@ -146,7 +146,7 @@ def predictive_check(
         if x.shape != () or not np.isfinite(x):
             raise ValueError(f"The summary '{name}' of the observed data is no finite number.")
 
-    @eqx.filter_jit
+    @compiled
     def run(problem: Problem, values: Any, words: Array, others: Array, keys: Array) -> Any:
         def one(x):
             values, words, others, key = x

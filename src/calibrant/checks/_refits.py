@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from calibrant._devices import compiled
 from calibrant._prior import Prior
 from calibrant._problem import Problem
 from calibrant._progress import AbstractProgress, NoProgress
@@ -311,7 +312,7 @@ def _refuse_not_finite(data: Any, like: Any) -> None:
             raise ValueError("its simulation was not finite.")
 
 
-@eqx.filter_jit
+@compiled
 def _fit(
     method: GVI, common: Problem, each: Any, state: State, flows: Any, words: Array, keys: Array, draws: int
 ) -> tuple[Array, Array, Array, Any]:

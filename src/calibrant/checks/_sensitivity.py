@@ -11,10 +11,10 @@ simulation noise, `E Var(y | theta) / Var(y)`; what is left of 1 is interactions
 import dataclasses
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 
+from calibrant._devices import compiled
 from calibrant._problem import Problem
 from calibrant._randomness import seeds
 from calibrant._simulate import simulate
@@ -108,7 +108,7 @@ def sensitivity(
     values = prior.sample(jax.random.key(seed), runs)
     words = seeds(seed, (runs, 2), stream=_SEEDS)
 
-    @eqx.filter_jit
+    @compiled
     def run(problem: Problem, values: Any, words: Any) -> Any:
         def one(x):
             params = problem.with_values(x[0])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from calibrant._devices import compiled
 from calibrant._problem import Problem
 from calibrant._simulate import simulate
 from calibrant.losses import AbstractLoss, CustomLoss
@@ -70,7 +71,7 @@ def refuse_captured(loss: AbstractLoss, data: Any) -> None:
             )
 
 
-@eqx.filter_jit
+@compiled
 def simulate_data(problem: Problem, values: Mapping[str, Array], words: Array, keys: Array) -> PyTree[Array]:
     """Data simulated at rows of values, with the observation noise of the loss, masked."""
 

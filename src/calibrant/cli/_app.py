@@ -396,6 +396,7 @@ def simulate_command(
     mesh, (model, params, its_steps) = build_on(
         wanted, lambda: _simulated(target), lambda built: one_simulation(built[0])
     )
+    say_devices(mesh)
     steps = its_steps if steps is None else steps
     params = params.replace(dict(_assignment(model, text) for text in values or []))
     with others_may_end(), on(mesh):

@@ -6,12 +6,12 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 from matplotlib.figure import Figure
 
 from calibrant._config import ConfigError, build_model
+from calibrant._devices import compiled
 from calibrant._files import atomic_path, write_text
 from calibrant._randomness import seeds
 from calibrant._simulate import simulate
@@ -46,7 +46,7 @@ def compare(run: Path, policy: Path, *, draws: int, seed: int, out: Path | None)
     values = calibration.posterior.sample(seed, draws)
     words = seeds(seed, draws, stream=11)
 
-    @eqx.filter_jit
+    @compiled
     def outcomes(inputs: Any) -> Any:
         def one(x):
             value, words = x

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from calibrant._autodiff import AbstractMode, ReverseMode
+from calibrant._devices import compiled
 from calibrant._expect import expect
 from calibrant._horizon import AbstractHorizon, FullHorizon, SlidingHorizon
 from calibrant._prior import Prior
@@ -222,7 +223,7 @@ def _measure(
             simulations_at_once=method.simulations_at_once,
         )
 
-    @eqx.filter_jit
+    @compiled
     def run(problem, z, words):
         if isinstance(estimator, FiniteDifferences):
             where, each = estimator.stencil(z, words)
@@ -259,7 +260,7 @@ def _measure(
 def _seconds_a_run(problem: Problem, prior: Prior, method: GVI, rows: Array, replicates: int) -> float:
     words = seeds(0, (rows.shape[0], replicates))
 
-    @eqx.filter_jit
+    @compiled
     def run(problem, z):
         values = jax.vmap(prior.constrain)(z)
         return expect(problem, values, seeds=words, simulations_at_once=method.simulations_at_once).losses
@@ -281,7 +282,7 @@ def _growth(problem: Problem, prior: Prior, z: Float[Array, "points dim"], words
     directions = directions / jnp.linalg.norm(directions, axis=1, keepdims=True)
     simulation_seeds = seeds(words, z.shape[:1], stream=_SEEDS + 1)
 
-    @eqx.filter_jit
+    @compiled
     def norms(problem, z, v, seeds):
         def one(x):
             z, v, seed = x

@@ -25,6 +25,7 @@ import optax
 from jaxtyping import Array, Float
 
 from calibrant._autodiff import AbstractMode, ReverseMode
+from calibrant._devices import compiled
 from calibrant._expect import expect
 from calibrant._horizon import AbstractHorizon, FullHorizon
 from calibrant._model import no_derivative, not_in_jax
@@ -304,7 +305,7 @@ class GVI(AbstractMethod):
         return Result.MAX_UPDATES if history[-1]["update"] >= self.max_updates else None
 
 
-@eqx.filter_jit
+@compiled
 def _updates(method: GVI, problem: Problem, state: State, updates: int, count: Array) -> tuple[State, UpdateRecord]:
     return repeated(lambda state: _update(method, problem, state), state, updates, count)
 
@@ -445,7 +446,7 @@ def _signal_to_noise(g: Float[Array, "n dim"], finite) -> Float[Array, ""]:
     return jnp.where(enough, ratio, jnp.nan)
 
 
-@eqx.filter_jit
+@compiled
 def _evaluate(method: GVI, problem: Problem, state: State, stream: Array | int) -> Evaluation:
     n = method.evaluation_simulations
     stream = jnp.asarray(stream).astype(jnp.uint32) + jnp.uint32(EVALUATION_STREAMS)
@@ -474,7 +475,7 @@ def _same_kind(start: Posterior, prior: Prior, flow):
     return start.flow
 
 
-@eqx.filter_jit
+@compiled
 def _fit_to_prior(flow, prior: Prior, key, steps: int = 1000, samples: int = 512, learning_rate: float = 1e-2):
     """Minimise KL(flow || prior) in the coordinates, for priors that are no standard normal there."""
     moving, fixed = trainable(flow)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt32
 
 from calibrant._autodiff import AbstractMode, ReverseMode
+from calibrant._devices import compiled
 from calibrant._expect import expect
 from calibrant._horizon import AbstractHorizon, FullHorizon
 from calibrant._prior import Prior
@@ -178,7 +179,7 @@ EVALUATION_STREAMS = 0xFFFF0000  # far above any update number
 _KL_DRAWS = 1000
 
 
-@eqx.filter_jit
+@compiled
 def evaluate_posterior(
     how: Differentiation,
     problem: Problem,

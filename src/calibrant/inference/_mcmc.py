@@ -38,6 +38,7 @@ from blackjax.adaptation.step_size import dual_averaging_adaptation
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from calibrant._autodiff import AbstractMode
+from calibrant._devices import compiled
 from calibrant._horizon import AbstractHorizon
 from calibrant._problem import Problem
 from calibrant._randomness import as_seed
@@ -230,7 +231,7 @@ class AbstractMCMC(AbstractMethod):
         return out | chain_statistics(state.posterior)
 
 
-@eqx.filter_jit
+@compiled
 def _walk(points: Array, step_size: float, target_acceptance: float) -> Walk:
     """Before the first update."""
     position = points[:, 0]
@@ -286,7 +287,7 @@ def chain_statistics(posterior: Posterior) -> dict[str, Any]:
     }
 
 
-@eqx.filter_jit
+@compiled
 def _updates(method: AbstractMCMC, problem: Problem, state: State, updates: int, count: Array):
     prior = state.posterior.prior
     words = words_of(state.seed, (1, method.replicates), _TARGET)
@@ -445,7 +446,7 @@ def _where(condition: Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b).astype(b.dtype), new, old)
 
 
-@eqx.filter_jit
+@compiled
 def _shown(method: AbstractMCMC, state: State) -> Evaluation:
     """The loss where the chains are, at the seeds of the target: nothing is simulated for it."""
     walk, prior = state.optimiser, state.posterior.prior

@@ -22,6 +22,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from calibrant._autodiff import AbstractMode, ReverseMode
+from calibrant._devices import compiled
 from calibrant._horizon import AbstractHorizon, FullHorizon
 from calibrant._prior import Prior
 from calibrant._problem import Problem
@@ -286,7 +287,7 @@ def _prepared(method: Point, problem: Problem, state: State) -> Differentiation:
     return Differentiation(estimator, method.mode, method.horizon, method.simulations_at_once)
 
 
-@eqx.filter_jit
+@compiled
 def _updates(method: Point, problem: Problem, state: State, updates: int, count: Array):
     return repeated(lambda s: _update(method, problem, s), state, updates, count)
 
@@ -337,7 +338,7 @@ def _update(method: Point, problem: Problem, state: State) -> tuple[State, Updat
     return State(state.posterior, new, None, None, state.update + 1, state.seed), record
 
 
-@eqx.filter_jit
+@compiled
 def _compare(how: Differentiation, problem: Problem, prior: Prior, z: Array, words: Array) -> tuple[Array, Array]:
     """Mean loss of each start on the same sets of seeds, and how many of these are finite."""
     starts, sets = z.shape[0], words.shape[0]
@@ -346,7 +347,7 @@ def _compare(how: Differentiation, problem: Problem, prior: Prior, z: Array, wor
     return jax.vmap(lambda x, f: masked_mean(x, f)[0])(losses.reshape(starts, sets), finite), jnp.sum(finite, axis=1)
 
 
-@eqx.filter_jit
+@compiled
 def _rows_of_hessian(
     how: Differentiation, problem: Problem, prior: Prior, z: Array, words: Array, step: float, weight: float
 ) -> Float[Array, "dim dim"]:
@@ -376,7 +377,7 @@ def _centre(flow: Any) -> Array:
     return flow.bijection.loc
 
 
-@eqx.filter_jit
+@compiled
 def _shown(state: State) -> Evaluation:
     """The loss of the best start so far, as last seen: nothing is simulated for it."""
     descent = state.optimiser

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from calibrant._autodiff import ReverseMode
+from calibrant._devices import compiled
 from calibrant._horizon import FullHorizon
 from calibrant._problem import Problem
 from calibrant._randomness import as_seed
@@ -178,7 +179,7 @@ def _ess(population: Population, alive: Array) -> Array:
     return count**2 / jnp.maximum(jnp.sum(same), 1).astype(count.dtype)
 
 
-@eqx.filter_jit
+@compiled
 def _updates(method: SMCABC, problem: Problem, state: State, updates: int, count: Array):
     return repeated(lambda s: _update(method, problem, s), state, updates, count)
 
@@ -265,7 +266,7 @@ def _mean(x: Array, alive: Array) -> Array:
     return jnp.where(count > 0, jnp.sum(jnp.where(alive, x, 0)) / jnp.maximum(count, 1), jnp.nan)
 
 
-@eqx.filter_jit
+@compiled
 def _shown(state: State) -> Evaluation:
     """The distance of the particles: nothing is simulated for it."""
     population, alive = state.optimiser, _particles(state).alive
