@@ -85,6 +85,11 @@ def test_the_weight_at_which_intervals_cover():
     assert right / 3 < search.weight < 3 * right
     assert "By parameter: level" in search.sentence()
     assert len(search.describe()["steps"]) == len(search.steps)
+    assert not search.idle
+    steps = tuple(dataclasses.replace(search.steps[0], weight=w) for w in (1.0, 20.0))
+    unmoved = dataclasses.replace(search, steps=steps, bracket=None, weight=1.0)
+    assert unmoved.idle
+    assert "too few at every weight that was tried; widths hardly change" in unmoved.sentence()
 
 
 def test_what_cannot_be_rebuilt_is_refused():

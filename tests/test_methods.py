@@ -96,6 +96,7 @@ def test_chains_find_a_conjugate_posterior_with_right_and_with_wrong_gradients(n
     assert right.result is cal.Result.MAX_UPDATES
     check_moments(right, MEAN, SD)
     assert right.diagnostics["converged"]
+    assert right.signatures == []
     assert right.n_failed == 0
     wrong = calibrated(problem(factor=0.5, shift=0.7), method)
     check_moments(wrong, MEAN, SD)
@@ -117,6 +118,14 @@ def test_chains_find_a_conjugate_posterior_with_right_and_with_wrong_gradients(n
     with pytest.raises(ValueError, match="no density"):
         right.log_prob({"theta": jnp.zeros(())})
     assert math.isnan(right.evaluation["kl"])
+
+
+def test_chains_that_disagree_are_named():
+    result = calibrated(problem(), cal.MALA(warmup=2, draws=20, replicates=1, evaluate_every=1))
+    (sign,) = result.signatures
+    assert sign["name"] == "chains disagree"
+    assert sign["text"].startswith("R-hat of theta is ")
+    assert not result.diagnostics["converged"]
 
 
 @pytest.mark.parametrize("name", CHAINS)

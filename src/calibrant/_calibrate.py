@@ -221,6 +221,10 @@ class _Run:
                 "was."
             ),
         }
+        diagnostics = self.method.diagnose(self.best)
+        for name, text in self.method.warn(diagnostics).items():
+            self.watch.seen.append(Signature(name, book.updates, text))
+            self.progress.note(str(self.watch.seen[-1]))
         after = " None was better than the start." if self.method.best(history) == 0 else ""
         if self.problem.model.why_failed:
             after += f" {self.problem.model.why_failed}"
@@ -246,7 +250,7 @@ class _Run:
             gradient_check=self.gradient_check,
             signatures=[dataclasses.asdict(s) for s in self.watch.seen],
             method=type(self.method).__name__,
-            diagnostics=self.method.diagnose(self.best),
+            diagnostics=diagnostics,
         )
 
 

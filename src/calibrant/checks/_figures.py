@@ -90,7 +90,7 @@ def coverage_figure(check: CalibrationCheck) -> Figure:
 
 def predictive_check_figure(check: PredictiveCheck) -> Figure:
     """Histograms of summaries of simulated data, with the observed value; of the loss, of the difference of both."""
-    figure, axes = _axes(len(check.names), height=2.2)
+    figure, axes = _axes(len(check.names), height=2.2, columns=3)
     for axis, name, p, e in zip(axes, check.names, check.p, check.error, strict=True):
         x, y = check.simulated[name], check.observed[name]
         paired = y.ndim > 0

@@ -57,6 +57,13 @@ class WeightSearch:
         """The step at `weight`."""
         return next(s for s in self.steps if s.weight == self.weight)
 
+    @property
+    def idle(self) -> bool:
+        """Whether widths changed by less than 5% over weights a factor of ten or more apart."""
+        weights = [s.weight for s in self.steps]
+        widths = np.array([[v.width.factor for v in s.check.verdicts] for s in self.steps])
+        return max(weights) >= 10 * min(weights) and bool(np.all(np.ptp(widths, axis=0) < 0.05 * widths.max(axis=0)))
+
     def sentence(self) -> str:
         """In words."""
         step = self.found
@@ -67,7 +74,11 @@ class WeightSearch:
         each = ", ".join(f"{n} {c:.0%}" for n, c in zip(self.names, step.by_parameter, strict=True))
         if self.bracket is None:
             way = "too few" if step.coverage < self.nominal else "too many"
-            return f"{said}: {way} at every weight that was tried; search further out. By parameter: {each}."
+            if self.idle:
+                why = "widths hardly change with it, so the refits are too short to feel it: give them more updates"
+            else:
+                why = "search further out"
+            return f"{said}: {way} at every weight that was tried; {why}. By parameter: {each}."
         return f"{said} (between {self.bracket[0]:.4g} and {self.bracket[1]:.4g}). By parameter: {each}."
 
     def describe(self) -> dict[str, Any]:

@@ -175,6 +175,11 @@ class AbstractMethod(eqx.Module):
         del state
         return {}
 
+    def warn(self, diagnostics: dict[str, Any]) -> dict[str, str]:
+        """Of what `diagnose` gave: signs that the result is not to be relied on, by name, with what to try."""
+        del diagnostics
+        return {}
+
     @abc.abstractmethod
     def init(self, problem: Problem, prior: Prior, seed: int, start: Posterior | None = None) -> State:
         """The state before the first update: at (or near) the prior, or at another posterior of the same kind.

@@ -230,6 +230,22 @@ class AbstractMCMC(AbstractMethod):
         }
         return out | chain_statistics(state.posterior)
 
+    def warn(self, diagnostics):
+        found = {}
+        r_hat = {k: math.inf if v is None else v for k, v in diagnostics.get("r_hat", {}).items()}
+        if r_hat and not diagnostics["converged"]:
+            worst = max(r_hat, key=lambda k: r_hat[k])
+            found["chains disagree"] = (
+                f"R-hat of {worst} is {r_hat[worst]:.3g}, and should be below {_CONVERGED}: these are no draws of one "
+                "distribution; take more `warmup` and `draws`, more `replicates`, or another method"
+            )
+        if diagnostics["divergences"]:
+            found["divergent transitions"] = (
+                f"{diagnostics['divergences']} after the warm-up: draws may miss a part of the posterior; raise "
+                "`target_acceptance`"
+            )
+        return found
+
 
 @compiled
 def _walk(points: Array, step_size: float, target_acceptance: float) -> Walk:
