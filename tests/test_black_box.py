@@ -417,6 +417,23 @@ def test_mistakes_in_a_configuration(old, new, message, here):
         parse_config(CONFIG.replace(old, new), "config").build(here)
 
 
+def test_numbers_that_are_too_large_fail():
+    model = black_box(lambda params, seed: {"x": [1e300] * 4})
+    assert np.isnan(cal.simulate(model, model.default_params, seed=0).outputs["x"]).all()
+    assert model.n_failed == 1
+    assert "output 'x' is too large for float32" in model.why_failed
+
+
+def test_a_method_that_needs_a_derivative_is_refused_before_it_runs():
+    model = black_box(noisy(1.0))
+    problem = cal.Problem(model, DATA, cal.losses.GaussianLogLikelihood(1.0))
+    for method in (cal.Point(), cal.NUTS(), cal.MALA()):
+        with pytest.raises(ValueError, match="BlackBox has no derivative"):
+            method.check(problem, cal.Prior.of(problem))
+    cal.SMCABC().check(problem, cal.Prior.of(problem))
+    assert model.n_runs == 0
+
+
 # Elsewhere ------------------------------------------------------------------------------------------------------------
 
 

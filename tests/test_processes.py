@@ -88,25 +88,26 @@ def _scheduled(scheduler, i, port):
     }
 
 
-@pytest.mark.parametrize("scheduler", ["slurm", "open-mpi"])
-def test_schedulers_say_where_the_others_are(scheduler, here, monkeypatch, capsys):
-    code, alone, _ = run(monkeypatch, capsys, "simulate", "sir", "--steps", "6")
+@pytest.mark.parametrize(("scheduler", "model", "mesh"), [("slurm", "sir", "1x2"), ("open-mpi", "random-walk", "2x1")])
+def test_schedulers_say_where_the_others_are(scheduler, model, mesh, here, monkeypatch, capsys):
+    what = ("simulate", model, "--steps", "6")
+    code, alone, _ = run(monkeypatch, capsys, *what)
     assert code == 0
     port = _high_port()
+    command = [sys.executable, "-c", "from calibrant_launch import main; main()", *what, "--join"]
     processes = []
     for i in range(2):
-        command = [sys.executable, "-c", "from calibrant_launch import main; main()", "simulate", "sir", "--steps", "6"]
+        (here / str(i)).mkdir()
+        out = ["--out", "x.csv"] if model == "random-walk" else []
         environment = os.environ | {"XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "1"} | _scheduled(scheduler, i, port)
-        processes.append(
-            subprocess.Popen(
-                [*command, "--join"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-        )
+        pipes: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen([*command, *out], env=environment, cwd=here / str(i), **pipes))
     first, second = (p.communicate(timeout=120) for p in processes)
     assert [p.returncode for p in processes] == [0, 0], (first, second)
-    assert first[0] == alone
+    assert (first[0] or (here / "0/x.csv").read_text()) == alone
     assert second[0] == ""
-    assert "devices: 1x2" in first[1]
+    assert list((here / "1").iterdir()) == []
+    assert f"devices: {mesh}" in first[1]
     assert "devices" not in second[1]
 
 

@@ -4,6 +4,7 @@ import datetime as dt
 import logging
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,40 @@ def test_gradients_are_those_of_pytorch(x64):
     np.testing.assert_allclose(d_rates, gradients[:, 1:], rtol=1e-10)
 
 
+@pytest.mark.parametrize("how", ["rebind", "pop", "add", "in place"])
+def test_a_simulator_may_change_what_it_is_given(how, x64):
+    def run(params, seed):
+        if how == "rebind":
+            params["mu"] = params["mu"].exp()
+        elif how == "pop":
+            return {"x": params.pop("mu").exp().expand(4), "y": 0.0}
+        elif how == "add":
+            params["other"] = params["mu"].exp()
+            return {"x": params["other"].expand(4), "y": 0.0}
+        else:
+            params["mu"] += 1
+            params["mu"].exp_()
+            return {"x": params["mu"].expand(4) / np.e, "y": 0.0}
+        return {"x": params["mu"].expand(4), "y": 0.0}
+
+    model = model_of(run)
+    slope = jax.grad(lambda mu: cal.simulate(model, model.Params(mu=mu), seed=0).outputs["x"][0])(0.7)
+    np.testing.assert_allclose(slope, np.exp(0.7), rtol=1e-12)
+    assert (model.n_failed, model.why_failed) == (0, "")
+
+
+def test_equal_seeds_give_equal_runs_in_many_threads():
+    model = cal.TorchModel(lambda p, seed: p["a"] * torch.rand(3), parameters={"a": 2.0}, outputs=3)
+
+    def run(seed):
+        return np.asarray(cal.simulate(model, model.default_params, seed=seed).outputs)
+
+    alone = [run(i) for i in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        for a, b in zip(pool.map(run, range(8)), alone, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 def test_equal_seeds_give_equal_runs_of_one_array():
     model = cal.TorchModel(lambda p, seed: p["a"] * torch.rand(3), parameters={"a": 2.0}, outputs=3)
     params = model.default_params
@@ -126,6 +161,10 @@ def test_what_sees_steps_is_refused():
     model = model_of(walk)
     problem = problem_of(model)
     outside = r"TorchModel is run outside of JAX, where {} cannot see its steps and draws; leave it out"
+    for method in (cal.Point, cal.NUTS, cal.MALA):
+        with pytest.raises(ValueError, match=outside.format("HybridMode")):
+            method(mode=cal.HybridMode()).check(problem, cal.Prior.of(problem))
+    outside = r"TorchModel is run outside of JAX, where {} cannot see its steps and draws; leave it out"
     for method, what in (
         (cal.GVI(mode=cal.HybridMode()), "HybridMode"),
         (cal.GVI(mode=cal.AutoMode()), "AutoMode"),
@@ -142,16 +181,18 @@ def test_what_sees_steps_is_refused():
 
 
 def _raise(params, seed):
-    raise RuntimeError("no such luck")
+    raise RuntimeError("no\nsuch luck")
 
 
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (_raise, "RuntimeError: no such luck"),
+        (_raise, "the first: RuntimeError: no such luck"),
         (lambda p, seed: {"x": torch.ones(3), "y": torch.ones(1)}, r"output 'x' has shape \(3,\)"),
         (lambda p, seed: {"x": torch.ones(4) / 0, "y": torch.ones(1)}, "output 'x' is not finite"),
         (lambda p, seed: {"x": torch.ones(4)}, "output 'y' is missing"),
+        (lambda p, seed: sys.exit(3), "SystemExit: 3"),
+        (lambda p, seed: {"x": 1e300 * torch.ones(4).double(), "y": 1.0}, "output 'x' is too large for float32"),
         (lambda p, seed: torch.ones(4), "returned a ndarray, not a mapping of x, y"),
         (lambda p, seed: {"x": "no", "y": 1.0}, "output 'x' is no array of numbers"),
     ],
@@ -183,6 +224,23 @@ def test_gradients_that_go_wrong(run, message):
 
     assert np.isnan(jax.grad(total)(jnp.ones(2))).all()
     assert message in model.why_failed
+    assert model.why_failed.startswith("2 gradients failed; the first: ")
+    assert (model.n_runs, model.n_failed) == (2, 0)
+
+
+def test_a_run_that_fails_is_counted_once_whatever_the_loss():
+    """The derivative of `abs` is finite where the difference is not."""
+    model = model_of(_raise)
+    problem = cal.Problem(
+        model, DATA, lambda simulations, data, params: jnp.mean(jnp.abs(simulations["x"] - data["x"]))
+    )
+
+    def total(mu):
+        return jnp.sum(cal.expect(problem, {"mu": mu}, seeds=cal.seeds(0, (2, 1))).losses)
+
+    assert np.isnan(jax.grad(total)(jnp.ones(2))).all()
+    assert (model.n_runs, model.n_failed) == (2, 2)
+    assert "gradients" not in model.why_failed
 
 
 def test_what_failed_is_left_out_of_a_calibration():
@@ -201,6 +259,10 @@ def test_what_failed_is_left_out_of_a_calibration():
 
 
 def test_mistakes():
+    with pytest.raises(ValueError, match=r"takes a function run\(params, seed\), got 3"):
+        model_of(3)
+    with pytest.raises(ValueError, match="no device 'meta' here"):
+        model_of(walk, device="meta")
     with pytest.raises(ValueError, match="no device 'cudo' here"):
         model_of(walk, device="cudo")
     with pytest.raises(ValueError, match="4 output times and 1 dates"):

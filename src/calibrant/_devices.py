@@ -25,6 +25,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+class DevicesError(ValueError):
+    """Devices that are not there, or that cannot share what they are to share."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Devices:
     """A mesh of `simulations` times `agents` devices: a context manager, inside which everything runs on them.
@@ -47,7 +51,7 @@ class Devices:
         for name in (SIMULATIONS, AGENTS):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"Devices need `{name}` to be a whole number >= 1, got {value!r}.")
+                raise DevicesError(f"Devices need `{name}` to be a whole number >= 1, got {value!r}.")
 
     @property
     def count(self) -> int:
@@ -62,12 +66,12 @@ class Devices:
         """
         there = jax.devices()
         if self.count > len(there):
-            raise ValueError(
+            raise DevicesError(
                 f"{self.simulations} x {self.agents} devices were asked for and there are {len(there)} "
                 f"({there[0].platform}); on a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=8 makes eight."
             )
         if jax.process_count() > 1 and self.count != len(there):
-            raise ValueError(
+            raise DevicesError(
                 f"{jax.process_count()} processes have {len(there)} devices, and each of them must take part; "
                 f"{self.simulations} x {self.agents} is {self.count}."
             )
@@ -182,12 +186,12 @@ def _is_of(x: Any, agents: int | None) -> bool:
 
 def _check(agents: int | None, devices: int) -> None:
     if devices > 1 and agents is None:
-        raise ValueError(
+        raise DevicesError(
             "This model does not say how many agents it has (`n_agents`), so it cannot be divided over devices; "
             "divide the simulations: Devices(simulations=...)."
         )
     if agents is not None and agents % devices:
-        raise ValueError(
+        raise DevicesError(
             f"{agents:,} agents cannot be divided evenly over {devices} devices; choose a divisor of them, or "
             "for JUNE a world laid out in as many blocks (`blocks`)."
         )

@@ -14,6 +14,10 @@ from calibrant._files import write_text
 _log = logging.getLogger("calibrant")
 
 
+#: Parameters, seed, message in one line, and details.
+Failed = tuple[dict[str, Any], int, str, str]
+
+
 @dataclasses.dataclass(frozen=True)
 class Failure:
     """A run that went wrong.
@@ -36,20 +40,41 @@ class Failures:
         self._directory, self._most = directory, most
         self.runs = 0
         self.failed = 0
+        self.gradients_failed = 0
+        self._first_gradient = ""
         self.kept: list[Failure] = []
 
-    def add(self, runs: int, failed: list[tuple[dict[str, Any], int, str, str]]) -> None:
-        """After a batch: how many runs, and parameters, seed, message and details of those that went wrong."""
+    def add(self, runs: int, failed: list[Failed]) -> None:
+        """After a batch: how many runs, and those that went wrong."""
         first = self.failed == 0
         self.runs += runs
         self.failed += len(failed)
-        for params, seed, message, details in failed[: max(0, self._most - len(self.kept))]:
-            self.kept.append(Failure(params, seed, message, details, self._write(params, seed, message, details)))
+        self._keep(failed)
         if first and failed:
             _log.warning("%s Their outputs are NaN, which the loss leaves out.", self.sentence())
 
+    def add_gradients(self, failed: list[Failed]) -> None:
+        """After a batch of gradients: those of runs that were made and could not be differentiated."""
+        if failed and not self.gradients_failed:
+            self._first_gradient = failed[0][2]
+            _log.warning("Gradients fail: %s. They are NaN and left out.", self._first_gradient)
+        self.gradients_failed += len(failed)
+        self._keep(failed)
+
+    def _keep(self, failed: list[Failed]) -> None:
+        for params, seed, message, details in failed[: max(0, self._most - len(self.kept))]:
+            self.kept.append(Failure(params, seed, message, details, self._write(params, seed, message, details)))
+
     def sentence(self) -> str:
         """How many failed, and the first; empty if none did."""
+        return " ".join(part for part in (self._of_runs(), self._of_gradients()) if part)
+
+    def _of_gradients(self) -> str:
+        if not self.gradients_failed:
+            return ""
+        return f"{self.gradients_failed} gradients failed; the first: {self._first_gradient}."
+
+    def _of_runs(self) -> str:
         if not self.failed:
             return ""
         message, where = "", "keep_errors_in keeps the errors of such runs"

@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree, UInt32
 
 from calibrant._model import AbstractModel, Params
 from calibrant.black_box._failures import Failure, Failures
-from calibrant_worker import Shapes
+from calibrant_worker import RunFailed, Shapes
 
 
 class AbstractRuns(abc.ABC):
@@ -113,6 +113,19 @@ def rows(params: dict[str, Any], words: Any) -> tuple[list[dict[str, Any]], list
     each = {k: np.asarray(x, float).reshape(count, *np.shape(x)[len(batch) :]) for k, x in params.items()}
     given = [{k: x[i] if x.ndim > 1 else float(x[i]) for k, x in each.items()} for i in range(count)]
     return given, [int(w[0]) >> 1 for w in flat], batch  # 31 bits, which fit an int of any language
+
+
+def as_type(made: dict[str, np.ndarray], dtype: Any) -> dict[str, np.ndarray]:
+    """Outputs as numbers of JAX.
+
+    **Raises:** `RunFailed` for what is too large for them.
+    """
+    with np.errstate(over="ignore"):
+        out = {name: x.astype(dtype) for name, x in made.items()}
+    for name, x in out.items():
+        if not np.all(np.isfinite(x)):
+            raise RunFailed(f"output '{name}' is too large for {np.dtype(dtype)}")
+    return out
 
 
 def output_shapes(outputs: Any) -> dict[str, tuple[int, ...]]:

@@ -19,6 +19,7 @@ from calibrant.black_box._failures import Failures
 from calibrant.black_box._foreign import (
     AbstractForeignModel,
     AbstractRuns,
+    as_type,
     check_count,
     checked_dates,
     failures_kept,
@@ -27,7 +28,7 @@ from calibrant.black_box._foreign import (
     rows,
 )
 from calibrant.black_box._parameters import params_class
-from calibrant_worker import AbstractSimulator, PythonFunction, Shapes, attempt
+from calibrant_worker import AbstractSimulator, PythonFunction, RunFailed, Shapes, attempt
 
 
 class BlackBox(AbstractForeignModel):
@@ -138,11 +139,13 @@ class _Runs(AbstractRuns):
         out = {name: np.full((count, *shape), np.nan, dtype) for name, shape in self.shapes.items()}
         failed = []
         for i, (made, message, details) in enumerate(outcomes):
-            if made is None:
-                failed.append((given[i], seeds[i], message, details))
-                continue
-            for name, x in made.items():
-                out[name][i] = x
+            try:
+                if made is None:
+                    raise RunFailed(message, details)
+                for name, x in as_type(made, dtype).items():
+                    out[name][i] = x
+            except RunFailed as error:
+                failed.append((given[i], seeds[i], str(error), error.details))
         self.failures.add(count, failed)
         return {name: x.reshape(*batch, *x.shape[1:]) for name, x in out.items()}
 

@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import functools
 import importlib
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,10 +17,11 @@ import numpy as np
 from jaxtyping import Array, UInt32
 
 from calibrant._model import Params
-from calibrant.black_box._failures import Failures
+from calibrant.black_box._failures import Failed, Failures
 from calibrant.black_box._foreign import (
     AbstractForeignModel,
     AbstractRuns,
+    as_type,
     checked_dates,
     failures_kept,
     named,
@@ -47,8 +49,8 @@ class TorchModel(AbstractForeignModel):
     - `device`: of PyTorch, such as `"cpu"` or `"cuda"`.
 
     A run fails if it raises or returns what was not declared or is not finite, and a gradient if it is not finite or if
-    no output depends on a parameter by differentiable operations. What failed is NaN, left out and counted, and the
-    first failure is logged as a warning (logger `calibrant`).
+    no output depends on a parameter by differentiable operations. What failed is NaN and left out; runs and gradients
+    are counted apart, and the first failure of each is logged as a warning (logger `calibrant`).
 
     **Raises:** `ValueError` where PyTorch or the device is not there, and for outputs and parameters that are none.
     """
@@ -59,7 +61,7 @@ class TorchModel(AbstractForeignModel):
 
     def __init__(
         self,
-        run: Callable[[dict[str, Any], int], Any],
+        run: Any,
         *,
         parameters: "type[Params] | Mapping[str, Any]",
         outputs: "Mapping[str, Any] | Sequence[int] | int",
@@ -69,6 +71,8 @@ class TorchModel(AbstractForeignModel):
         dates: Sequence[datetime.date] | None = None,
     ):
         self.parameters = params_class(parameters)
+        if not callable(run):
+            raise ValueError(f"TorchModel takes a function run(params, seed), got {run!r}.")
         failures = failures_kept("TorchModel", keep_errors_in, most_kept)
         self.runs = _Runs(run, output_shapes(outputs), _device(device), failures)
         self.calendar = checked_dates(self, dates)
@@ -85,10 +89,13 @@ def _device(name: str) -> Any:
         raise ValueError("TorchModel needs PyTorch: pip install 'calibrant[torch]'.") from None
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"TorchModel: PyTorch has no device '{name}' here ({str(error).splitlines()[0]}).") from error
     return device
+
+
+_one_at_a_time = threading.Lock()
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -124,11 +131,14 @@ class _Runs(AbstractRuns):
     def outputs(self, dtype: Any, params: dict[str, Any], words: Any) -> dict[str, np.ndarray]:
         given, seeds, batch = rows(params, words)
         out = {name: np.full((len(given), *shape), np.nan, dtype) for name, shape in self.shapes.items()}
-        with self._noting(len(given)) as failed:
+        failed: list[Failed] = []
+        try:
             for i, (values, seed) in enumerate(zip(given, seeds, strict=True)):
                 with _caught(failed, values, seed), self._ready(seed, derivative=False):
-                    for name, x in self._made(self._tensors(values, dtype), seed)[1].items():
+                    for name, x in as_type(self._made(self._tensors(values, dtype), seed)[1], dtype).items():
                         out[name][i] = x
+        finally:
+            self.failures.add(len(given), failed)
         return {name: x.reshape(*batch, *x.shape[1:]) for name, x in out.items()}
 
     def gradients(self, params: dict[str, Any], words: Any, cotangents: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -137,7 +147,8 @@ class _Runs(AbstractRuns):
         like = {name: np.asarray(x) for name, x in params.items()}
         out = {name: np.full((count, *x.shape[len(batch) :]), np.nan, x.dtype) for name, x in like.items()}
         pulled = {k: np.asarray(x).reshape(count, *np.shape(x)[len(batch) :]) for k, x in cotangents.items()}
-        with self._noting(0) as failed:
+        failed: list[Failed] = []
+        try:
             for i, (values, seed) in enumerate(zip(given, seeds, strict=True)):
                 pull = {name: x[i] for name, x in pulled.items()}
                 if not all(np.all(np.isfinite(x)) for x in pull.values()):
@@ -145,26 +156,31 @@ class _Runs(AbstractRuns):
                 with _caught(failed, values, seed), self._ready(seed, derivative=True):
                     for name, x in self._pulled_back(values, seed, pull).items():
                         out[name][i] = x
+        finally:
+            self.failures.add_gradients(failed)
         return {name: x.reshape(like[name].shape) for name, x in out.items()}
 
     def _pulled_back(self, values: dict[str, Any], seed: int, pull: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         torch: Any = importlib.import_module("torch")
-        tensors = self._tensors(values, next(iter(pull.values())).dtype)
-        for x in tensors.values():
+        leaves = self._tensors(values, next(iter(pull.values())).dtype)
+        for x in leaves.values():
             x.requires_grad_()
-        made, _ = self._made(tensors, seed)
+        try:  # on copies, which the function may change in place
+            made, _ = self._made({name: x.clone() for name, x in leaves.items()}, seed)
+        except (Exception, SystemExit):  # noted when the run was made
+            return {}
         moving = {name: y for name, y in made.items() if y.requires_grad}
         if not moving:
             raise RunFailed("no output depends on a parameter by differentiable operations of PyTorch")
         weights = [torch.as_tensor(pull[k].copy(), dtype=y.dtype, device=y.device) for k, y in moving.items()]
         found = torch.autograd.grad(
             list(moving.values()),
-            list(tensors.values()),
+            list(leaves.values()),
             [w.reshape(y.shape) for w, y in zip(weights, moving.values(), strict=True)],
             allow_unused=True,
             materialize_grads=True,
         )
-        out = {name: g.detach().cpu().numpy() for name, g in zip(tensors, found, strict=True)}
+        out = {name: g.detach().cpu().numpy() for name, g in zip(leaves, found, strict=True)}
         for name, g in out.items():
             if not np.all(np.isfinite(g)):
                 raise RunFailed(f"the gradient in '{name}' is not finite")
@@ -190,23 +206,19 @@ class _Runs(AbstractRuns):
         """PyTorch's generators seeded, and afterwards as they were."""
         torch: Any = importlib.import_module("torch")
         devices = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), torch.set_grad_enabled(derivative):
+        # Generators and their state are those of the whole process.
+        with _one_at_a_time, torch.random.fork_rng(devices=devices), torch.set_grad_enabled(derivative):
             torch.manual_seed(seed)
             yield
 
-    @contextlib.contextmanager
-    def _noting(self, runs: int) -> Iterator[list[tuple[dict[str, Any], int, str, str]]]:
-        failed: list[tuple[dict[str, Any], int, str, str]] = []
-        yield failed
-        self.failures.add(runs, failed)
-
 
 @contextlib.contextmanager
-def _caught(failed: list[Any], values: dict[str, Any], seed: int) -> Iterator[None]:
+def _caught(failed: list[Failed], values: dict[str, Any], seed: int) -> Iterator[None]:
     """A run that goes wrong is noted."""
     try:
         yield
     except RunFailed as error:
-        failed.append((values, seed, str(error), error.details))
-    except Exception as error:
-        failed.append((values, seed, f"{type(error).__name__}: {error}", traceback.format_exc()))
+        failed.append((values, seed, " ".join(str(error).split()), error.details))
+    except (Exception, SystemExit) as error:
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        failed.append((values, seed, message, traceback.format_exc()))

@@ -393,6 +393,8 @@ def simulate_command(
         written = compare(Path(target), policy, draws=draws, seed=seed, out=out)
         _out.print(f"table and picture: {written}", soft_wrap=True)
         return
+    if out is not None and out.is_dir():
+        raise ConfigError(f"{out} is a directory; --out is the CSV file to write.")
     mesh, (model, params, its_steps) = build_on(
         wanted, lambda: _simulated(target), lambda built: one_simulation(built[0])
     )
@@ -404,10 +406,8 @@ def simulate_command(
     text = _to_csv(outputs)
     if out is None:
         sys.stdout.write(text)
-    elif out.is_dir():
-        raise ConfigError(f"{out} is a directory; --out is the CSV file to write.")
     else:
-        write_text(out, text)
+        write_text(own(out), text)
 
 
 def _simulated(target: str) -> tuple[AbstractModel, Any, int | None]:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from calibrant._config import ConfigError
 from calibrant._config._schema import DevicesConfig
-from calibrant._devices import Devices
+from calibrant._devices import Devices, DevicesError
 from calibrant._model import AbstractModel
 from calibrant._processes import is_first
 from calibrant.cli._scratch import remove_scratch
@@ -78,17 +78,20 @@ def build_on(wanted: Wanted, build: Callable[[], T], choose: Callable[[T], Devic
             built = build()
         if wanted == "auto":
             mesh = choose(built)
+            if mesh is not None:
+                mesh.check()
         return mesh, built
-    except ConfigError:
-        raise
-    except ValueError as error:
+    except DevicesError as error:
         raise ConfigError(f"devices: {error}") from error
 
 
 def one_simulation(model: AbstractModel) -> Devices | None:
-    """A mesh for a single simulation: all devices that can share its agents evenly."""
-    agents = model.n_agents or 1
-    return Devices(agents=max(k for k in range(1, len(jax.devices()) + 1) if agents % k == 0))
+    """A mesh for a single simulation: the devices that can share its agents evenly, others beside them if they must."""
+    agents, there = model.n_agents or 1, len(jax.devices())
+    if jax.process_count() == 1:
+        return Devices(agents=max(k for k in range(1, there + 1) if agents % k == 0))
+    share = max(k for k in range(1, there + 1) if agents % k == 0 and there % k == 0)
+    return Devices(simulations=there // share, agents=share)
 
 
 def say_devices(mesh: Devices | None, quiet: bool = False) -> None:

@@ -28,11 +28,10 @@ from calibrant._autodiff import AbstractMode, ReverseMode
 from calibrant._devices import compiled
 from calibrant._expect import expect
 from calibrant._horizon import AbstractHorizon, FullHorizon
-from calibrant._model import no_derivative, not_in_jax
+from calibrant._model import no_derivative
 from calibrant._prior import Prior
 from calibrant._problem import Problem
 from calibrant._randomness import as_seed, seeds
-from calibrant._sampling import StraightThrough
 from calibrant.estimators import AbstractEstimator, FiniteDifferences, Pathwise
 from calibrant.estimators.rebar import AbstractRelaxed
 from calibrant.inference._base import (
@@ -47,7 +46,7 @@ from calibrant.inference._base import (
 )
 from calibrant.inference._black_box import FlowScore
 from calibrant.inference._failures import AbstractFailures, LeaveOut
-from calibrant.inference._losses import EVALUATION_STREAMS, key_of, settled, words_of
+from calibrant.inference._losses import EVALUATION_STREAMS, check_outside, key_of, settled, words_of
 from calibrant.inference._planner import AutoMode, Compiled, fitting, plan, planned_mode
 from calibrant.inference._repeat import repeated
 from calibrant.posteriors import (
@@ -172,8 +171,7 @@ class GVI(AbstractMethod):
             raise ValueError("In GVI the step of FiniteDifferences is in coordinates of the prior; leave `scale` out.")
         if not isinstance(self.estimator, (FiniteDifferences, FlowScore)) and not problem.model.differentiable:
             raise ValueError(no_derivative(problem.model))
-        if not problem.model.in_jax:
-            self._check_outside(problem)
+        check_outside(problem, self.mode, self.horizon, self.estimator)
         if not isinstance(self.estimator, (FiniteDifferences, FlowScore)):
             self.estimator.prepare(problem, jax.random.key(0)).check(problem, self.simulations, self.replicates)
             return
@@ -186,16 +184,6 @@ class GVI(AbstractMethod):
                     "no effect; leave it out, or choose another `estimator`."
                 )
         Pathwise().check(problem, self.simulations, self.replicates)
-
-    def _check_outside(self, problem: Problem) -> None:
-        """Refuse what looks into a simulator outside of JAX."""
-        chosen: Any = self.mode, self.horizon, self.estimator
-        plain = ReverseMode, FullHorizon, (FiniteDifferences, FlowScore, Pathwise)
-        for what, kind in zip(chosen, plain, strict=True):
-            if not isinstance(what, kind):
-                raise ValueError(not_in_jax(problem.model, type(what).__name__))
-        if isinstance(self.estimator, Pathwise) and not isinstance(self.estimator.rule, StraightThrough):
-            raise ValueError(not_in_jax(problem.model, type(self.estimator.rule).__name__))
 
     def planned(self, problem, prior):
         if not isinstance(self.mode, AutoMode):

@@ -19,14 +19,29 @@ from calibrant._autodiff import AbstractMode, ReverseMode
 from calibrant._devices import compiled
 from calibrant._expect import expect
 from calibrant._horizon import AbstractHorizon, FullHorizon
+from calibrant._model import no_derivative, not_in_jax
 from calibrant._prior import Prior
 from calibrant._problem import Problem
 from calibrant._randomness import seeds
+from calibrant._sampling import StraightThrough
 from calibrant.estimators import AbstractEstimator, FiniteDifferences, Pathwise
 from calibrant.estimators.rebar import AbstractRelaxed
 from calibrant.inference._base import Evaluation
+from calibrant.inference._black_box import FlowScore
 from calibrant.posteriors import Posterior, kl_from_prior
 from calibrant.posteriors._samples import AbstractSamples
+
+
+def check_outside(problem: Problem, mode: Any, horizon: Any, estimator: Any) -> None:
+    """Refuse, with a `ValueError`, what looks into the steps of a simulator outside of JAX."""
+    if problem.model.in_jax:
+        return
+    plain = ReverseMode, FullHorizon, (FiniteDifferences, FlowScore, Pathwise)
+    for what, kind in zip((mode, horizon, estimator), plain, strict=True):
+        if not isinstance(what, kind):
+            raise ValueError(not_in_jax(problem.model, type(what).__name__))
+    if isinstance(estimator, Pathwise) and not isinstance(estimator.rule, StraightThrough):
+        raise ValueError(not_in_jax(problem.model, type(estimator.rule).__name__))
 
 
 class Differentiation(eqx.Module):
@@ -37,10 +52,15 @@ class Differentiation(eqx.Module):
     horizon: AbstractHorizon
     simulations_at_once: int | None = eqx.field(static=True)
 
-    def check(self, problem: Problem, prior: Prior, batch: int, replicates: int, name: str) -> None:
-        """Refuse, with a `ValueError`, what cannot work; `name`, of the method that asks."""
+    def check(
+        self, problem: Problem, prior: Prior, batch: int, replicates: int, name: str, *, derivative: bool = True
+    ) -> None:
+        """Refuse, with a `ValueError`, what cannot work; `name`, of the method that asks; whether it differentiates."""
         prior.check(problem)
         estimator = self.estimator
+        if derivative and not problem.model.differentiable and not isinstance(estimator, FiniteDifferences):
+            raise ValueError(no_derivative(problem.model))
+        check_outside(problem, self.mode, self.horizon, estimator)
         if isinstance(estimator, AbstractRelaxed):
             raise ValueError(
                 f"{name} takes estimators that stay as they are, and {type(estimator).__name__} is trained as it goes; "

@@ -2,7 +2,7 @@
 
 import jax
 
-from calibrant._devices import Devices, place
+from calibrant._devices import Devices, DevicesError, place
 from calibrant._problem import Problem
 from calibrant._processes import least
 from calibrant._randomness import seeds
@@ -36,7 +36,7 @@ def auto_devices(problem: Problem, simulations: int) -> Devices:
             return next((mesh for mesh in meshes[:-1] if _fits(problem, mesh)), meshes[-1])
         if jax.process_count() > 1:
             break
-    raise ValueError(
+    raise DevicesError(
         f"{len(jax.devices())} devices cannot be shared by {simulations} simulations of {agents} agents; say how with "
         "devices = { simulations = ..., agents = ... }, and for JUNE lay the world out in `blocks`."
     )

@@ -100,7 +100,7 @@ class SMCABC(AbstractMethod):
         return self.particles * self.replicates
 
     def check(self, problem, prior):
-        self._how.check(problem, prior, self.particles, self.replicates, "SMCABC")
+        self._how.check(problem, prior, self.particles, self.replicates, "SMCABC", derivative=False)
 
     def with_budget(self, problem, prior, simulations):
         particles = min(self.particles, simulations // self.replicates // _POPULATIONS)
