@@ -424,6 +424,16 @@ def test_numbers_that_are_too_large_fail():
     assert "output 'x' is too large for float32" in model.why_failed
 
 
+def test_what_data_constrain_is_known_without_derivatives():
+    problem = cal.Problem(black_box(noisy(1.0)), DATA, cal.losses.GaussianLogLikelihood(1.0))
+    method = cal.GVI(estimator=cal.FlowScore(), family=cal.posteriors.FullRankGaussian(scale=0.5))
+    posterior = method.init(problem, cal.Prior.of(problem), 0).posterior
+    found = cal.checks.identifiability(problem, posterior)
+    np.testing.assert_allclose(found.contraction, 0.75, atol=0.03)
+    assert found.local is None
+    assert "no local information" in found.sentence()
+
+
 def test_a_method_that_needs_a_derivative_is_refused_before_it_runs():
     model = black_box(noisy(1.0))
     problem = cal.Problem(model, DATA, cal.losses.GaussianLogLikelihood(1.0))
