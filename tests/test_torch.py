@@ -213,6 +213,7 @@ def test_runs_that_go_wrong(run, message, caplog, tmp_path):
     [
         (lambda p, seed: {"x": p["mu"].detach().expand(4), "y": 1.0}, "no output depends on a parameter by"),
         (lambda p, seed: {"x": torch.sqrt(p["mu"] - p["mu"].detach()).expand(4), "y": 1.0}, "gradient in 'mu' is not"),
+        (lambda p, seed: {"x": p["mu"].expand(4).numpy(), "y": 1.0}, "RuntimeError: Can't call numpy"),
     ],
 )
 def test_gradients_that_go_wrong(run, message):

@@ -90,7 +90,7 @@ def _device(name: str) -> Any:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise ValueError(f"TorchModel: PyTorch has no device '{name}' here ({str(error).splitlines()[0]}).") from error
     return device
 
@@ -162,13 +162,16 @@ class _Runs(AbstractRuns):
 
     def _pulled_back(self, values: dict[str, Any], seed: int, pull: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         torch: Any = importlib.import_module("torch")
-        leaves = self._tensors(values, next(iter(pull.values())).dtype)
+        dtype = next(iter(pull.values())).dtype
+        leaves = self._tensors(values, dtype)
         for x in leaves.values():
             x.requires_grad_()
         try:  # on copies, which the function may change in place
             made, _ = self._made({name: x.clone() for name, x in leaves.items()}, seed)
-        except (Exception, SystemExit):  # noted when the run was made
-            return {}
+        except (Exception, SystemExit):
+            if self._fails(values, dtype, seed):
+                return {}  # noted when the run was made
+            raise
         moving = {name: y for name, y in made.items() if y.requires_grad}
         if not moving:
             raise RunFailed("no output depends on a parameter by differentiable operations of PyTorch")
@@ -185,6 +188,17 @@ class _Runs(AbstractRuns):
             if not np.all(np.isfinite(g)):
                 raise RunFailed(f"the gradient in '{name}' is not finite")
         return out
+
+    def _fails(self, values: dict[str, Any], dtype: Any, seed: int) -> bool:
+        """Whether a run goes wrong without derivatives too."""
+        torch: Any = importlib.import_module("torch")
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            try:
+                self._made(self._tensors(values, dtype), seed)
+            except (Exception, SystemExit):
+                return True
+        return False
 
     def _tensors(self, values: dict[str, Any], dtype: Any) -> dict[str, Any]:
         torch: Any = importlib.import_module("torch")
