@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from cases import Case
 
@@ -31,6 +32,7 @@ class Cells:
         start = time.perf_counter()
         for done, (key, compute) in enumerate(left):
             self.results[key] = compute()
+            jax.clear_caches()  # programs of one cell are of no use to the next, and add up to gigabytes
             kept = {"settings": self._settings, "cells": self.results}
             write_text(self._path, json.dumps(kept, indent=1) + "\n")
             rest = (time.perf_counter() - start) * (len(left) - done - 1) / (done + 1)

@@ -3,7 +3,8 @@
 The derivative of the attack rate after 20 days in the logs of beta, gamma and the number of first cases, in three
 structures: fully mixed, households of 4 and groups of 20, and the latter with every agent among its own contacts, which
 changes no simulation and misleads whoever differentiates it. Noise is e = sd * sqrt(simulations) / |gradient|: how many
-simulations, in units of e^2, a gradient of signal-to-noise 1 takes. Bias is against the mean over `ControlledScore` and
+simulations, in units of e^2, a gradient of signal-to-noise 1 takes. Cost is the time of one of these simulations with
+its share of the gradient, in units of one without a derivative. Bias is against the mean over `ControlledScore` and
 differences of many more seeds, which agree within their errors. (The number of first cases is no whole
 number: there its derivative is one-sided.)
 
@@ -77,6 +78,7 @@ def estimators(dim: int) -> dict[str, tuple[cal.estimators.AbstractEstimator, in
         "controlled score, 32": (E.ControlledScore(), 32, 1),
         "controlled score, 128": (E.ControlledScore(), 128, 1),
         "branching, 16": (E.Branching(16), 1, 18),
+        "branching, 16, linear": (E.Branching(16, linear=True), 1, 20),
         "REBAR, trained": (E.REBAR(), 32, 2),
         "RELAX, trained": (E.RELAX(), 32, 2),
     }
@@ -154,11 +156,32 @@ def gradients(problem: cal.Problem, estimator: Any, groups: int, replicates: int
         out = cal.expect(problem, values, seeds=words, estimator=estimator, simulations_at_once=at_once)
         return jnp.sum(out.losses)
 
-    run = jax.jit(jax.grad(total))
-    jax.block_until_ready(run(values))
+    run = jax.jit(jax.grad(total)).lower(values).compile()
     start = time.perf_counter()
     g = jax.block_until_ready(run(values))
     return np.stack([np.asarray(g[name]) for name in NAMES], axis=1), time.perf_counter() - start
+
+
+def forward(problem: cal.Problem, simulations: int, at_once: int) -> float:
+    """Seconds of a simulation without a derivative."""
+    values = {name: jnp.full(simulations, getattr(problem.params, name)) for name in NAMES}
+    words = cal.seeds(3, (simulations, 1))
+
+    def losses(values: Any) -> Any:
+        return cal.expect(problem, values, seeds=words, simulations_at_once=at_once).losses
+
+    run = jax.jit(losses).lower(values).compile()
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        jax.block_until_ready(run(values))
+        times.append(time.perf_counter() - start)
+    return min(times) / simulations
+
+
+def reference_of(structure: str) -> str:
+    """Where the reference of a structure is measured: self-contact changes no simulation."""
+    return "households" if structure == "households, self-contact" else structure
 
 
 def cell(n: int, structure: str, name: str, simulations: int) -> dict[str, Any]:
@@ -167,11 +190,14 @@ def cell(n: int, structure: str, name: str, simulations: int) -> dict[str, Any]:
     params = inner.default_params.replace(logs)
     data = {"infected": np.zeros(STEPS), "recovered": np.zeros(STEPS)}
     problem = cal.Problem(LogModel(inner), data, AttackRate(n), params=params, steps=STEPS)
+    at_once = max(1, 4_000_000 // (n * STEPS))
+    if name == "forward":
+        return {"seconds_a_simulation": forward(problem, max(2, min(100, simulations * 1000 // n)), at_once)}
     if name == "reference":
         parts = []
         for estimator, replicates in ((E.ControlledScore(), 128), (E.FiniteDifferences(0.05), 1)):
             groups = max(8, 4 * simulations // (replicates if replicates > 1 else 7))
-            g, _ = gradients(problem, estimator, groups, replicates, 1, max(1, 4_000_000 // (n * STEPS)))
+            g, _ = gradients(problem, estimator, groups, replicates, 1, at_once)
             parts.append((g.mean(0), g.std(0, ddof=1) / np.sqrt(groups)))
         return {
             "mean": parts[0][0].tolist(),
@@ -181,7 +207,7 @@ def cell(n: int, structure: str, name: str, simulations: int) -> dict[str, Any]:
         }
     estimator, replicates, runs = estimators(len(NAMES))[name]
     groups = max(12, simulations // (replicates * runs))
-    g, seconds = gradients(problem, estimator, groups, replicates, 2, max(1, 4_000_000 // (n * STEPS)))
+    g, seconds = gradients(problem, estimator, groups, replicates, 2, at_once)
     return {
         "mean": g.mean(0).tolist(),
         "error": (g.std(0, ddof=1) / np.sqrt(groups)).tolist(),
@@ -193,21 +219,24 @@ def cell(n: int, structure: str, name: str, simulations: int) -> dict[str, Any]:
 def table(cells: dict[str, Any], agents: list[int], parameter: int) -> str:
     lines = []
     for structure in ("mixed", "households", "households, self-contact"):
-        if not any(f"{structure}|{n}|reference" in cells for n in agents):
+        at = reference_of(structure)
+        if not any(f"{at}|{n}|reference" in cells for n in agents):
             continue
-        lines += [f"\n{structure}: bias, e", "| estimator | " + " | ".join(f"N = {n:,}" for n in agents) + " |"]
+        lines += [f"\n{structure}: bias, e, cost", "| estimator | " + " | ".join(f"N = {n:,}" for n in agents) + " |"]
         lines.append("| --- " * (len(agents) + 1) + "|")
         for name in estimators(3):
             row = []
             for n in agents:
-                got, truth = cells.get(f"{structure}|{n}|{name}"), cells.get(f"{structure}|{n}|reference")
+                got, truth = cells.get(f"{structure}|{n}|{name}"), cells.get(f"{at}|{n}|reference")
+                run = cells.get(f"{structure}|{n}|forward")
                 if got is None or truth is None or truth["mean"][parameter] == 0:
                     row.append("")
                     continue
-                at, error = truth["mean"][parameter], np.hypot(got["error"][parameter], truth["error"][parameter])
-                bias = (got["mean"][parameter] - at) / abs(at)
-                shown = f"{bias:+.0%}" if abs(bias) * abs(at) > 2 * error else "0"
-                row.append(f"{shown}, {got['sd_sqrt_cost'][parameter] / abs(at):.2g}")
+                size, error = truth["mean"][parameter], np.hypot(got["error"][parameter], truth["error"][parameter])
+                bias = (got["mean"][parameter] - size) / abs(size)
+                shown = f"{bias:+.0%}" if abs(bias) * abs(size) > 2 * error else "0"
+                cost = "" if run is None else f", {got['seconds_a_simulation'] / run['seconds_a_simulation']:.2g}"
+                row.append(f"{shown}, {got['sd_sqrt_cost'][parameter] / abs(size):.2g}{cost}")
             if any(row):
                 lines.append(f"| {name} | " + " | ".join(row) + " |")
     return "\n".join(lines)
@@ -219,9 +248,10 @@ def picture(cells: dict[str, Any], agents: list[int], path: Path) -> None:
     styles = {name: (f"C{i % 10}", "-" if i < 10 else "--") for i, name in enumerate(estimators(3))}
     for column, structure in enumerate(("mixed", "households", "households, self-contact")):
         for name, (colour, line) in styles.items():
-            x = [n for n in agents if {f"{structure}|{n}|{name}", f"{structure}|{n}|reference"} <= set(cells)]
+            of = reference_of(structure)
+            x = [n for n in agents if {f"{structure}|{n}|{name}", f"{of}|{n}|reference"} <= set(cells)]
             got = [cells[f"{structure}|{n}|{name}"] for n in x]
-            at = [cells[f"{structure}|{n}|reference"]["mean"][0] for n in x]
+            at = [cells[f"{of}|{n}|reference"]["mean"][0] for n in x]
             e = [c["sd_sqrt_cost"][0] / abs(t) for c, t in zip(got, at, strict=True)]
             bias = [(c["mean"][0] - t) / abs(t) for c, t in zip(got, at, strict=True)]
             axes[0, column].loglog(x, e, marker="o", ms=3, color=colour, ls=line, lw=1, label=name)
@@ -255,9 +285,10 @@ def main(argv: list[str] | None = None) -> None:
     cells = Cells(arguments.out.with_suffix(".json"), {"simulations": simulations})
     todo = []
     for n in agents:
-        few = max(600, int(simulations * min(1.0, 1000 / n)))  # simulations of more agents have less noise each
+        few = max(300, int(simulations * min(1.0, 1000 / n)))  # simulations of more agents have less noise each
         for structure in arguments.structures:
-            for name in ("reference", *arguments.only):
+            first = ["forward"] if reference_of(structure) != structure else ["reference", "forward"]
+            for name in (*first, *arguments.only):
                 todo.append((f"{structure}|{n}|{name}", functools.partial(cell, n, structure, name, few)))
     cells.run(todo)
     picture(cells.results, agents, arguments.out.with_suffix(".png"))

@@ -30,8 +30,8 @@ import calibrant as cal
 from calibrant._files import atomic_path
 
 VALUES = 2
-#: Cells with more than so many agent-steps times parameters are left out in forward mode: they would take hours.
-_MOST = 3e10
+#: With more agent-steps times parameters than this, forward mode is left out: it would take minutes to hours.
+_MOST = 1e9
 
 
 def problem(parameters: int, steps: int, agents: int) -> tuple[cal.Problem, cal.Prior]:
@@ -55,6 +55,16 @@ def modes(parameters: int, steps: int) -> dict[str, cal.AbstractMode]:
     return out
 
 
+def shortest(run: Any, seconds: float) -> float:
+    """Of the runs of so many seconds."""
+    times: list[float] = []
+    while sum(times) < seconds:
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
 def cell(parameters: int, steps: int, agents: int, gib: float) -> dict[str, Any]:
     it, prior = problem(parameters, steps, agents)
     z = 0.1 * jax.random.normal(jax.random.key(0), (VALUES, prior.dim))
@@ -70,6 +80,7 @@ def cell(parameters: int, steps: int, agents: int, gib: float) -> dict[str, Any]
 
     budget = gib * 2**30
     rows: dict[str, Any] = {}
+    programs: dict[str, Any] = {}
     for name, mode in modes(prior.dim, steps).items():
         tangents = prior.dim if "hybrid" in name else 1
         if agents * steps * tangents > _MOST:
@@ -78,19 +89,19 @@ def cell(parameters: int, steps: int, agents: int, gib: float) -> dict[str, Any]
             run = compiled(mode, at_once)
             stats = run.compiled.memory_analysis()
             memory = stats.temp_size_in_bytes + stats.output_size_in_bytes
-            seconds = None
+            key = name if at_once is None else f"{name}, one at a time"
+            rows[key] = {"seconds": None, "memory": memory}
             if memory <= budget:
-                times = []
-                while (sum(times) < 1 and len(times) < 30) or len(times) < 3:
-                    start = time.perf_counter()
-                    jax.block_until_ready(run(z, it))
-                    times.append(time.perf_counter() - start)
-                    if sum(times) > 20:
-                        break
-                seconds = min(times)
-            rows[name if at_once is None else f"{name}, one at a time"] = {"seconds": seconds, "memory": memory}
-            if at_once is None and seconds is not None and seconds > 60:
+                rows[key]["seconds"] = shortest(lambda run=run: run(z, it), 1.0)
+                programs[key] = run
+            if at_once is None and (rows[key]["seconds"] or 0) > 60:
                 break
+    best = min((rows[key]["seconds"] for key in programs), default=math.nan)
+    close = [key for key in programs if rows[key]["seconds"] < min(2 * best, 5.0)]
+    for _ in range(3):  # in turn, since the speed of a machine changes
+        for key in close:
+            again = shortest(lambda run=programs[key]: run(z, it), 0.5)
+            rows[key]["seconds"] = min(rows[key]["seconds"], again)
     start = time.perf_counter()
     _, plan = cal.GVI(simulations=VALUES, evaluation_simulations=2, kl_samples=2, mode=cal.AutoMode(gib)).planned(
         it, prior

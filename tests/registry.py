@@ -42,6 +42,7 @@ ESTIMATORS = {
     "rebar": (_E.REBAR(), 2),
     "relax": (_E.RELAX(0.8, 0.6), 2),
     "branching": (_E.Branching(3), 2),
+    "branching-linear": (_E.Branching(3, linear=True), 2),
     "finite-differences": (_E.FiniteDifferences(0.02), 2),
     "enumeration": (_E.Enumeration(), 1),
 }

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+import optax
 import pytest
 import toys
 
@@ -87,6 +88,23 @@ def test_noise_and_bias_of_a_population():
     assert biased[0] > 1 + 3 * error[0]
     figure = gradients_figure(health)
     assert len(figure.axes) == 3
+
+
+def test_a_temperature_is_measured_where_it_starts_beside_a_low_one():
+    model = cal.models.SIR.small_world(100)
+    loss = cal.losses.CustomLoss(lambda x, y, p: jnp.mean(x["recovered"][:, -1]) / 100, per_simulation=True)
+    data = {"infected": np.zeros(15), "recovered": np.zeros(15)}
+    problem = cal.Problem(model, data, loss, params=model.Params(initial=5), steps=15)
+    prior = cal.Prior({"beta": dist.LogNormal(-0.7, 0.3)})
+    falling = cal.GumbelSoftmax(optax.linear_schedule(1.0, 0.1, 100))
+    method = cal.GVI(estimator=cal.estimators.Pathwise(falling))
+    health = gradients(problem, prior, method, points=2, repeats=40)
+    names = [row["candidate"] for row in summary(health)]
+    assert "Gumbel-softmax at temperature 0.1" in names
+    assert "straight-through, full horizon" in names
+    hot, cold = (health.ratios(m)[0][0] for m in health.measurements[:2])
+    assert hot > 2 > cold
+    assert "beta is more than twice too large" in " ".join(advise(health))
 
 
 def test_non_finite_gradients_are_counted():

@@ -88,6 +88,11 @@ class _Ledger:
         return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), self.notes)
 
 
+def _computed_again(note: Callable) -> Callable:
+    """In a reverse pass, from the draw and its probability, instead of keeping several numbers an agent and step."""
+    return jax.checkpoint(note, prevent_cse=False)  # pyright: ignore[reportPrivateImportUsage]
+
+
 def _summed(notes: PyTree[Array]) -> PyTree[Array]:
     return jax.tree.map(lambda x: jnp.sum(x, axis=0), notes)
 
@@ -213,7 +218,8 @@ class Randomness:
         draw = self._draw(site)
         sample = self._rule.of(draw).bernoulli(p, where, self._uniform(self._site_key(site), shape, agents, p.dtype))
         if self._ledger.recorder is not None:
-            self._record(site, self._ledger.recorder.bernoulli(draw, sample, p, where))
+            note = functools.partial(self._ledger.recorder.bernoulli, draw)
+            self._record(site, _computed_again(note)(sample, p, where))
         return sample
 
     def categorical(
@@ -249,7 +255,8 @@ class Randomness:
         draw = self._draw(site)
         sample = self._rule.of(draw).categorical(p, u, exponentials)
         if self._ledger.recorder is not None:
-            self._record(site, self._ledger.recorder.categorical(draw, sample, p))
+            note = functools.partial(self._ledger.recorder.categorical, draw)
+            self._record(site, _computed_again(note)(sample, p))
         return jnp.moveaxis(sample, 0, -1)
 
     def key(self, site: str) -> Array:

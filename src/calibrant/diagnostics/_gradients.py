@@ -22,12 +22,15 @@ from calibrant._horizon import AbstractHorizon, FullHorizon, SlidingHorizon
 from calibrant._prior import Prior
 from calibrant._problem import Problem
 from calibrant._randomness import as_seed, seeds
+from calibrant._sampling import GumbelSoftmax, StraightThrough
 from calibrant._simulate import simulate
 from calibrant.estimators import AbstractEstimator, FiniteDifferences, Pathwise
 from calibrant.inference import GVI, AutoMode
 from calibrant.posteriors import Posterior
 
 _POINTS, _SEEDS = 0x47524144, 0x48454C54
+#: A low temperature, to set beside the configured one.
+_COLD = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,16 +129,27 @@ def candidates(method: GVI, steps: int) -> list[Candidate]:
     if isinstance(method.estimator, AbstractEstimator):
         horizon = f", {type(method.horizon).__name__}" if not isinstance(method.horizon, FullHorizon) else ""
         name = f"as configured ({type(method.estimator).__name__}{horizon})"
-        out = [Candidate(name, method.estimator, method.horizon, method.mode, replicates)]
+        estimator = method.estimator.at(jnp.zeros((), jnp.int32))  # of a schedule: where a calibration starts
+        out = [Candidate(name, estimator, method.horizon, method.mode, replicates)]
+        rule = estimator.rule if isinstance(estimator, Pathwise) else None
+        if isinstance(rule, GumbelSoftmax) and not np.allclose(np.asarray(rule.temperature), _COLD):
+            cold = Pathwise(GumbelSoftmax(_COLD, straight_through=rule.straight_through))
+            out.append(
+                Candidate(f"Gumbel-softmax at temperature {_COLD}", cold, method.horizon, method.mode, replicates)
+            )
     else:
         out = [Candidate("straight-through, full horizon", Pathwise(), FullHorizon(), method.mode, replicates)]
     for length in (None, 0, 3, 10):
         horizon = FullHorizon() if length is None else SlidingHorizon(length)
-        same = any(isinstance(c.estimator, Pathwise) and eqx.tree_equal(c.horizon, horizon) for c in out)
+        same = any(_straight_through(c.estimator) and eqx.tree_equal(c.horizon, horizon) for c in out)
         if not same and (length is None or length < steps):
             label = "full horizon" if length is None else f"H = {length}"
             out.append(Candidate(f"straight-through, {label}", Pathwise(), horizon, method.mode, replicates))
     return out
+
+
+def _straight_through(estimator: AbstractEstimator) -> bool:
+    return type(estimator) is Pathwise and isinstance(estimator.rule, StraightThrough)
 
 
 def default_repeats(method: GVI) -> int:

@@ -35,19 +35,15 @@ class Columns(eqx.Module):
         index = next(i for i, site in enumerate(self.sites) if site.draws(draw))
         return sum(self._blocks()[:index])
 
-    def spread(self, p: Array) -> Float[Array, "powers ..."]:
+    def spread(self, p: Array) -> list[Array]:
         """Powers of `sqrt(p)`."""
         root = jnp.sqrt(jnp.clip(jax.lax.stop_gradient(p), 0, 1))
-        return jnp.stack([root**k for k in range(self.powers)])
+        return [root**k for k in range(self.powers)]
 
     def place(self, draw: Draw, rows: Float[Array, "rows ..."]) -> Float[Array, "blocks ..."]:
         """The rows of a draw among the rows of all."""
         everything = jnp.zeros((self.blocks, *rows.shape[1:]), rows.dtype)
         return jax.lax.dynamic_update_slice_in_dim(everything, rows, self.block(draw), 0)
-
-
-def _over_agents(x: Float[Array, "rows powers *n"]) -> Float[Array, "rows powers"]:
-    return jnp.sum(x.reshape(*x.shape[:2], -1), axis=2)
 
 
 class Residuals(AbstractRecorder):
@@ -61,9 +57,14 @@ class Residuals(AbstractRecorder):
 
     def _notes(self, draw: Draw, log_prob: Array, sample: Array, p: Array, where: Array):
         """`sample`, `p`: (rows, *agents)."""
-        basis = jnp.moveaxis(self.columns.spread(p), 0, 1) * where
-        residual = _over_agents(basis * jax.lax.stop_gradient(sample - p)[:, None])
-        expected = _over_agents(basis * p[:, None])
+        basis = self.columns.spread(p)
+
+        def over_agents(x: Array) -> Float[Array, "rows powers"]:
+            """Column by column: the columns of all agents side by side would have to be written and read again."""
+            each = [(row * x * where).reshape(x.shape[0], -1) for row in basis]
+            return jnp.stack([jnp.sum(x, axis=1) for x in each], axis=1)
+
+        residual, expected = over_agents(jax.lax.stop_gradient(sample - p)), over_agents(p)
         place = self.columns.place
         return {"log_prob": log_prob, "residual": place(draw, residual), "expected": place(draw, expected)}
 

@@ -9,6 +9,14 @@ where `L(b_i -> j)` is the loss of the simulation in which draw `i` is `j` and e
 a Bernoulli draw: the difference between 1 and 0 times `dp`, whichever came out. The original weighs the outcomes by
 `dp / (1 - p)` from below alone; the expectation is the same.) Of the sum over all draws, `branches` terms are picked at
 random, with importance `p_ij`, for all parameters at once.
+
+With `a_i = dL/db_i`, the straight-through adjoint of draw `i`, the same is
+
+    E[ straight-through gradient ] + E[ sum_i sum_{j != b_i} (L(b_i -> j) - L - a_i (j - b_i)) dp_ij / d theta ]
+
+for any adjoints, and so however biased straight-through is: the sum over all alternatives of `a_i (j - b_i) dp_ij` is
+`sum_i a_i dp_i`, since `sum_j dp_ij = 0`, and that with `dL/dtheta` is the straight-through gradient. (Weights from
+below alone would have another sum.) What is picked is then only what a flip does beyond its linear effect.
 """
 
 import math
@@ -19,9 +27,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
 
+from calibrant._loop import Loop
+from calibrant._problem import Problem
 from calibrant._randomness import seeds as derived_seeds
 from calibrant._recording import AbstractRecorder
-from calibrant._sampling import AbstractSamplingPlan, AbstractSamplingRule, Draw, Hard
+from calibrant._sampling import AbstractSamplingPlan, AbstractSamplingRule, Draw, Hard, StraightThrough
 from calibrant._threefry import threefry2x32, uniform_from_bits
 from calibrant.estimators._base import AbstractEstimator, check_per_simulation
 from calibrant.estimators._sites import Site, sites
@@ -34,12 +44,16 @@ _CHOICE = 0x42524E43
 class Branching(AbstractEstimator):
     """Unbiased for Bernoulli and categorical draws. Its noise falls with the number of branches, not of agents.
 
-    A value costs `branches + 2` simulations, one of them with a derivative.
+    A simulation costs `branches + 2` simulations, one of them with a derivative; `linear` adds two, both with one.
 
-    **Arguments:** `branches`, how many draws of each simulation are changed, each in a simulation of its own.
+    **Arguments:**
+
+    - `branches`: how many draws of each simulation are changed, each in a simulation of its own.
+    - `linear`: add the straight-through gradient, and take from each difference what straight-through says of it.
     """
 
     branches: int = eqx.field(default=16, static=True)
+    linear: bool = eqx.field(default=False, static=True)
 
     unbiased = True
     separable = False
@@ -49,7 +63,7 @@ class Branching(AbstractEstimator):
             raise ValueError(f"Branching needs at least one branch, got {self.branches}.")
 
     def runs(self, problem, dim):
-        return self.branches + 2
+        return self.branches + (4 if self.linear else 2)
 
     def check(self, problem, batch, replicates):
         super().check(problem, batch, replicates)
@@ -65,17 +79,21 @@ class Branching(AbstractEstimator):
         candidates = run(fixed, seeds, Hard(), _Candidates(found, k, words), each=True).notes
         picks, probability = jax.vmap(jax.vmap(lambda c, w: _pick(c, w, k)))(candidates, words)
 
-        trajectories = run(values, seeds, Hard(), _Change(found, picks), each=True)
-        original = jax.vmap(lambda x, v: loss_of_each(problem, x, v))(trajectories.outputs, values)
+        hard = run(values, seeds, Hard(), _Change(found, picks), each=True)
+        original = jax.vmap(lambda x, v: loss_of_each(problem, x, v))(hard.outputs, values)
 
         one_a_branch = jax.tree.map(lambda x: x.reshape(batch, replicates * k, *x.shape[3:]), picks)
         flipped = run(fixed, jnp.repeat(seeds, k, axis=1), _Flipped(found, one_a_branch), each=True)
         branches = jax.vmap(lambda x, v: loss_of_each(problem, x, v))(flipped.outputs, fixed)
         difference = branches.reshape(batch, replicates, k) - original[:, :, None]
+        if self.linear:
+            repeated = jax.tree.map(lambda x: jnp.repeat(x[:, None], replicates, axis=1), fixed)
+            difference -= run.map(lambda v, s, p: _linear(problem, found, v, s, p), repeated, seeds, picks)
 
-        assert trajectories.notes is not None
-        change = jnp.sum(trajectories.notes, axis=2)  # over times: (batch, replicates, branches)
+        assert hard.notes is not None
+        change = jnp.sum(hard.notes, axis=2)  # over times: (batch, replicates, branches)
         weight = jnp.where(probability > 0, difference / jnp.where(probability > 0, probability, 1), 0)
+        trajectories = run(values, seeds, StraightThrough()) if self.linear else hard
         losses = jax.vmap(problem.evaluate)(trajectories.outputs, values)
         return losses + jnp.mean(score_times(weight, change), axis=(1, 2)), trajectories
 
@@ -174,6 +192,57 @@ class _Change(AbstractRecorder):
 
     def categorical(self, draw, sample, p):
         return self._note(draw, jnp.broadcast_to(p, sample.shape))
+
+
+def _linear(
+    problem: Problem, found: tuple[Site, ...], values: dict[str, Array], seed: Array, picks: _Picks
+) -> Float[Array, " k"]:
+    """What straight-through says that each pick changes of the loss of one simulation."""
+    params = problem.with_values(values)
+
+    def loss(probes):
+        plan = _Probed(found, picks, probes)
+        observed = Loop(problem.model, problem.inputs, seed, plan, problem.steps, None).run(params, jax.lax.scan)
+        outputs = problem.model.summarise(params, observed[0])
+        return problem.evaluate(jax.tree.map(lambda x: jnp.asarray(x)[None], outputs), values)
+
+    return jax.grad(loss)(jnp.zeros(picks.time.shape, jax.tree.leaves(values)[0].dtype))
+
+
+class _Probed(AbstractSamplingPlan):
+    """Straight-through, plus `probes` times the change of each pick: zero, and what the pick does as its gradient."""
+
+    found: tuple[Site, ...] = eqx.field(static=True)
+    picks: _Picks
+    probes: Float[Array, " k"]
+
+    hard = True
+
+    def of(self, draw):
+        here = (self.picks.site == _index(self.found, draw)) & (self.picks.time == draw.time)
+        return _ProbedDraw(self.picks, jnp.where(here, self.probes, 0))
+
+
+class _ProbedDraw(AbstractSamplingRule):
+    picks: _Picks
+    probes: Float[Array, " k"]
+
+    hard = True
+
+    def _probed(self, sample: Float[Array, "*n"], other: Array, agent: Array, flat: Array) -> Array:
+        change = jax.lax.stop_gradient(other - flat[..., agent])
+        return flat.at[..., agent].add(self.probes.astype(flat.dtype) * change).reshape(sample.shape)
+
+    def bernoulli(self, p, where, u):
+        sample = StraightThrough().bernoulli(p, where, u)
+        flat = sample.reshape(-1)
+        return self._probed(sample, self.picks.other, jnp.minimum(self.picks.agent, flat.shape[0] - 1), flat)
+
+    def categorical(self, p, u, exponentials):
+        sample = StraightThrough().categorical(p, u, exponentials)
+        flat = sample.reshape(sample.shape[0], -1)
+        other = jax.nn.one_hot(self.picks.other, flat.shape[0], dtype=flat.dtype, axis=0)
+        return self._probed(sample, other, jnp.minimum(self.picks.agent, flat.shape[1] - 1), flat)
 
 
 class _Flipped(AbstractSamplingPlan):

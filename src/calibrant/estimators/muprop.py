@@ -103,7 +103,7 @@ class _ProbedDraw(AbstractSamplingRule):
 
     def _probe(self, p: Array, weight: Array) -> Array:
         """(rows, *agents)."""
-        basis = jnp.moveaxis(self.columns.spread(p), 0, 1) * weight[:, None]
+        basis = jnp.stack(self.columns.spread(p), axis=1) * weight[:, None]
         return jnp.einsum("rk,rk...->r...", self.probes[self.block : self.block + p.shape[0]], basis)
 
     def bernoulli(self, p, where, u):
@@ -131,7 +131,7 @@ class _Gram(AbstractRecorder):
         return jnp.zeros((self.columns.blocks, self.columns.powers, self.columns.powers))
 
     def _note(self, draw: Draw, p: Array, weight: Array):
-        basis = jnp.moveaxis(self.columns.spread(p), 0, 1)
+        basis = jnp.stack(self.columns.spread(p), axis=1)
         basis = basis.reshape(*basis.shape[:2], -1)
         weighted = basis * weight.reshape(weight.shape[0], 1, -1)
         return self.columns.place(draw, jnp.einsum("rkn,rln->rkl", weighted, basis))

@@ -4,6 +4,8 @@ Kingma and Welling 2014, arXiv 1312.6114, for continuous noise, where it is unbi
 biased as its sampling rule.
 """
 
+import dataclasses
+
 import equinox as eqx
 import jax
 
@@ -20,7 +22,7 @@ class Pathwise(AbstractEstimator):
     separable = True
 
     def at(self, update):
-        return Pathwise(self.rule.at(update))
+        return dataclasses.replace(self, rule=self.rule.at(update))
 
     def losses(self, problem, run, values, seeds):
         trajectories = run(values, seeds, self.rule)
