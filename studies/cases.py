@@ -107,7 +107,7 @@ _RECIPES = {
     ),
     "boarding-school": _Recipe(
         cal.models.BoardingSchoolSIR,
-        14,
+        cal.models.BoardingSchoolSIR().default_steps,  # of a fraction of a day each
         lambda x: jax.tree.leaves(x)[0],
         lambda x: jnp.sqrt(jax.tree.leaves(x)[0] + 1),
     ),

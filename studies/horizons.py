@@ -1,9 +1,10 @@
 """Horizons: bias and noise of the straight-through gradient, the calibration reached, and a rule that chooses H.
 
 H = 0, 1, 2, 5, 10, 20, 50 and full, and the block and geometric relatives, over seven models (JUNE up to H = 20) and
-three losses. The rule takes, of what `calibrant gradients` measures at the start, the horizon of the smallest squared
-error of an update's gradient, bias squared plus variance over the number of values. It is made on `MADE_ON` and judged
-on the others: by the objective it reaches against the best horizon's and the full one's.
+three losses. Two rules choose a horizon by what `calibrant gradients` measures at the start: the smallest squared error
+of an update's gradient, bias squared plus variance over the number of values; and the largest share of an update that
+goes the right way, as `calibrant gradients` advises. They were made on the cells that `made_on` names and are judged on
+the others too: by the objective they reach against the best horizon's and the full one's.
 
     python studies/horizons.py [--tiny | --quick] [--cases sir june ...] [--losses summaries errors mmd]
 
@@ -11,6 +12,7 @@ Results are kept cell by cell in OUT.json; what is there already is not run agai
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,6 @@ HORIZONS: dict[str, cal.AbstractHorizon] = {
     "geometric, 0.9": cal.GeometricHorizon(0.9),
 }
 VALUES = 5
-MADE_ON = ("random-walk", "sir", "brock-hommes")
 
 
 def makes_sense(case_name: str, horizon: str, steps: int) -> bool:
@@ -54,21 +55,34 @@ def cell(case_name: str, loss: str, horizon: str, budget: int, repeats: int) -> 
     return measured(it, plan, points=4, repeats=repeats) | {"fit": fitted(it, plan)}
 
 
-def chosen(of_horizons: dict[str, dict[str, Any]]) -> str | None:
-    """The rule: the smallest squared error of an update's gradient, by what was measured at the start."""
-    errors = {}
-    for name, got in of_horizons.items():
-        if got["bias2"] is not None and got["noise2"] is not None:
-            errors[name] = got["bias2"] + got["noise2"] / VALUES
-    return min(errors, key=lambda name: errors[name], default=None)
+def made_on(case_name: str, loss: str) -> bool:
+    """Seen before the rules were written down."""
+    return loss == "summaries" and case_name not in ("sp500", "june")
+
+
+def _error(got: dict[str, Any]) -> float:
+    """Of an update's gradient, squared, of the signal's square."""
+    if got["bias2"] is None or got["noise2"] is None:
+        return math.inf
+    return got["bias2"] + got["noise2"] / VALUES
+
+
+def _astray(got: dict[str, Any]) -> float:
+    """Minus the share of an update that goes the right way; see `GradientHealth.progress`."""
+    if got["cosine"] is None or got["noise2"] is None or not got["ratio"]:
+        return math.inf
+    noise = got["noise2"] * (got["cosine"] / got["ratio"]) ** 2  # of its own signal
+    return -got["cosine"] / math.sqrt(1 + noise / (10 * VALUES))
+
+
+RULES = {"error": _error, "direction": _astray}
 
 
 def judged(results: dict[str, Any], case_name: str, loss: str) -> dict[str, Any] | None:
-    """What the rule reaches, beside the best horizon, the full one, and H = 0."""
+    """What the rules choose and lose, beside the best horizon, the full one, and H = 0."""
     found = {h: results[f"{case_name}|{loss}|{h}"] for h in HORIZONS if f"{case_name}|{loss}|{h}" in results}
     fits = {h: got["fit"] for h, got in found.items() if got["fit"]["objective"] is not None}
-    rule = chosen({h: got for h, got in found.items() if h in fits})
-    if rule is None:
+    if not fits:
         return None
     best = min(fits, key=lambda h: fits[h]["objective"])
     gain = max(fits[best]["start"] - fits[best]["objective"], 1e-12)
@@ -76,7 +90,14 @@ def judged(results: dict[str, Any], case_name: str, loss: str) -> dict[str, Any]
     def lost(name: str) -> float | None:
         return None if name not in fits else (fits[name]["objective"] - fits[best]["objective"]) / gain
 
-    return {"rule": rule, "best": best, "rule_lost": lost(rule), "full_lost": lost("full"), "zero_lost": lost("H = 0")}
+    rules = {rule: min(fits, key=lambda h: badness(found[h])) for rule, badness in RULES.items()}
+    return {
+        "best": best,
+        "error": (fits[best]["error"] or 0) / gain,
+        "full": lost("full"),
+        "H = 0": lost("H = 0"),
+        "rules": {rule: (choice, lost(choice)) for rule, choice in rules.items()},
+    }
 
 
 def table(results: dict[str, Any], cases: Sequence[str], losses: Sequence[str]) -> str:
@@ -96,19 +117,34 @@ def table(results: dict[str, Any], cases: Sequence[str], losses: Sequence[str]) 
                 objective = "" if fit["objective"] is None else f"{fit['objective']:.3g} ± {fit['error'] or 0:.1g}"
                 inside = f"{fit['inside']} of {fit['truths']}{flag}" if fit["truths"] else ""
                 lines.append(f"| {name} | {' | '.join(shown)} | {objective} | {inside} |")
-    lines += ["\n| model, loss | | rule's choice | best | rule loses | full loses | H = 0 loses |", "| --- " * 7 + "|"]
+    heads = (
+        "model, loss",
+        "",
+        "by error",
+        "loses",
+        "by direction",
+        "loses",
+        "best",
+        "full loses",
+        "H = 0 loses",
+        "error",
+    )
+    lines += [f"\n| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for case_name in cases:
         for loss in losses:
             verdict = judged(results, case_name, loss)
             if verdict is not None:
-                which = "made on" if case_name in MADE_ON else "tested on"
-                lost = [verdict[k] for k in ("rule_lost", "full_lost", "zero_lost")]
-                shown = ["" if x is None else f"{x:.1%}" for x in lost]
-                row = [f"{case_name}, {loss}", which, verdict["rule"], verdict["best"], *shown]
-                lines.append(f"| {' | '.join(row)} |")
+                which = "made on" if made_on(case_name, loss) else "tested on"
+                of_rules = [x for choice, lost in verdict["rules"].values() for x in (choice, _percent(lost))]
+                others = [verdict["best"], *(_percent(verdict[k]) for k in ("full", "H = 0", "error"))]
+                lines.append(f"| {' | '.join([f'{case_name}, {loss}', which, *of_rules, *others])} |")
     confident = sum(wrong_but_confident(got["fit"]) for got in results.values())
     lines.append(f"\nwrong and confident: {confident} of {len(results)}; lost: share of the best horizon's gain")
     return "\n".join(lines)
+
+
+def _percent(x: float | None) -> str:
+    return "" if x is None else f"{x:.1%}"
 
 
 def picture(results: dict[str, Any], cases: Sequence[str], losses: Sequence[str], path: Path) -> None:

@@ -1,5 +1,7 @@
 """The health of gradients, on models whose gradients are known."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,16 @@ import pytest
 import toys
 
 import calibrant as cal
-from calibrant.diagnostics import Candidate, advise, gradients, gradients_figure, summary
+from calibrant.diagnostics import (
+    Candidate,
+    GradientHealth,
+    Measurement,
+    advise,
+    gradients,
+    gradients_figure,
+    summary,
+)
+from calibrant.diagnostics._advice import best
 
 
 class Reversed(cal.estimators.Pathwise):
@@ -46,7 +57,11 @@ def test_good_gradients_are_called_good():
 
 
 def test_a_wrong_sign_is_named_and_a_remedy_given():
-    text = " ".join(advise(drifting(cal.GVI(simulations=4, estimator=Reversed()))))
+    health = drifting(cal.GVI(simulations=4, estimator=Reversed()))
+    costs = [m.simulations for m in health.measurements]  # times of so small a model are of the machine
+    measured = zip(health.measurements, costs, strict=True)
+    costing = tuple(dataclasses.replace(m, forward_runs=float(cost)) for m, cost in measured)
+    text = " ".join(advise(dataclasses.replace(health, measurements=costing)))
     assert "theta has the wrong sign" in text
     assert "Use straight-through" in text
 
@@ -88,6 +103,32 @@ def test_noise_and_bias_of_a_population():
     assert biased[0] > 1 + 3 * error[0]
     figure = gradients_figure(health)
     assert len(figure.axes) == 3
+
+
+def invented(cosine, noise, runs):
+    """A gradient in two coordinates at two points, known well, beside differences along the first."""
+    mean = np.tile([cosine, np.sqrt(1 - cosine**2)], (2, 1))
+    sd = np.full((2, 2), np.sqrt(noise / 2))
+    return Measurement(Candidate(f"{cosine}", cal.estimators.Pathwise()), mean, 1e-6 * mean, sd, 1, runs, 0, 32)
+
+
+def test_the_furthest_way_is_advised():
+    """By bias, noise and cost together: noise averages out over some updates, bias does not, and work is limited."""
+
+    def advised(*measured):
+        health = GradientHealth(("a", "b"), (*measured, invented(1.0, 0.01, 50.0)), np.ones(3), 5, 1.0)
+        return best(health), health
+
+    biased, sound = invented(0.82, 0.01, 2.0), invented(0.98, 0.2, 2.0)
+    assert advised(biased, sound)[0] is sound
+    noisy = invented(0.98, 100.0, 2.0)
+    assert advised(biased, noisy)[0] is biased
+    dear = invented(0.98, 0.2, 10.0)
+    assert advised(biased, dear)[0] is biased
+    astray = invented(0.5, 0.0, 1.0)
+    choice, health = advised(astray)
+    assert choice is health.reference
+    assert health.progress(sound) == pytest.approx(0.98 / np.sqrt(1 + 0.2 / 50) / 2, rel=1e-4)
 
 
 def test_a_temperature_is_measured_where_it_starts_beside_a_low_one():

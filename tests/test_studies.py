@@ -85,21 +85,24 @@ def test_a_study_refuses_results_of_other_settings(siblings, tmp_path):
         study.main(["--tiny", "--out", str(tmp_path / "out")])
 
 
-def test_the_rule_for_horizons(siblings):
+def test_the_rules_for_horizons(siblings):
     study = load("horizons")
 
-    def got(bias2, noise2, objective):
-        fit = {"objective": objective, "start": 10.0, "inside": 1, "truths": 3, "kl": 2.0}
-        return {"bias2": bias2, "noise2": noise2, "fit": fit}
+    def got(cosine, ratio, noise2, objective):
+        fit = {"objective": objective, "error": 0.5, "start": 10.0, "inside": 1, "truths": 3, "kl": 2.0}
+        bias2 = None if cosine is None else (ratio / cosine) ** 2 - 2 * ratio + 1
+        return {"cosine": cosine, "ratio": ratio, "bias2": bias2, "noise2": noise2, "fit": fit}
 
-    cells = {"H = 0": got(0.5, 0.1, 2.0), "H = 5": got(0.0, 1.0, 1.0), "full": got(0.0, 100.0, 9.0)}
-    assert study.chosen(cells) == "H = 5"  # 0.52, 0.2, 20
+    cells = {"H = 0": got(0.6, 0.6, 0.1, 2.0), "H = 5": got(1.0, 3.0, 3.0, 1.0), "full": got(1.0, 1.0, 200.0, 9.0)}
     verdict = study.judged({f"sir|errors|{h}": x for h, x in cells.items()}, "sir", "errors")
     assert verdict["best"] == "H = 5"
-    assert verdict["rule_lost"] == 0
-    assert verdict["full_lost"] == pytest.approx(8 / 9)
+    # Squared errors are 0.82, 4.6, 40; a length that is wrong changes no direction: shares are 0.6, 1.0 and 0.45.
+    assert verdict["rules"] == {"error": ("H = 0", pytest.approx(1 / 9)), "direction": ("H = 5", 0)}
+    assert verdict["full"] == pytest.approx(8 / 9)
+    assert verdict["error"] == pytest.approx(0.5 / 9)
     assert study.wrong_but_confident(cells["full"]["fit"])
-    assert study.chosen({"full": got(None, None, 1.0)}) is None
+    unseen = study.judged({"sir|errors|full": got(None, None, None, 1.0)}, "sir", "errors")
+    assert unseen["rules"]["direction"] == ("full", 0)
 
 
 def test_the_study_of_estimators_and_its_resumption(siblings, tmp_path, monkeypatch, capsys):

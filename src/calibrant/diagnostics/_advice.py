@@ -6,12 +6,14 @@ from calibrant.diagnostics._gradients import GradientHealth, Measurement
 
 #: Below this cosine with the differences a gradient is called astray.
 _ALIGNED = 0.8
+#: Another candidate is advised if it goes so many times as far for the same work.
+_WORTH = 1.5
 
 
 def best(health: GradientHealth) -> Measurement:
-    """The candidate that is aligned with the differences and takes the fewest forward runs to a signal."""
-    aligned = [m for m in health.measurements if _aligned(health, m) and np.isfinite(m.runs_to_signal)]
-    return min(aligned, key=lambda m: m.runs_to_signal, default=health.reference)
+    """The candidate that is aligned with the differences and goes furthest for the same work."""
+    aligned = [m for m in health.measurements if _aligned(health, m)]
+    return max(aligned, key=health.progress, default=health.reference)
 
 
 def _aligned(health: GradientHealth, m: Measurement) -> bool:
@@ -63,16 +65,14 @@ def advise(health: GradientHealth) -> list[str]:
         out.append(f"The gradient of {listed(large)} is more than twice too large, which acts like a smaller weight.")
     if small:
         out.append(f"The gradient of {listed(small)} is less than half of what it should be, like a larger weight.")
-    if choice is not mine and (not _aligned(health, mine) or choice.runs_to_signal < 0.67 * mine.runs_to_signal):
+    further = health.progress(choice) / max(health.progress(mine), 1e-30)
+    if choice is not mine and (not _aligned(health, mine) or further > _WORTH):
         why = (
-            f"points another way than the differences (cosine {alignment:.2f})"
+            f"the configured gradient points another way than the differences (cosine {alignment:.2f})"
             if not _aligned(health, mine)
-            else f"takes {_runs(mine)} forward runs to twice its noise"
+            else f"for the same work it goes {further:.2g} times as far as the configured gradient"
         )
-        out.append(
-            f"Use {choice.candidate.name}: the configured gradient {why}, and this one takes {_runs(choice)} and has "
-            f"cosine {health.alignment(choice):.2f}."
-        )
+        out.append(f"Use {choice.candidate.name}: {why}; this one has cosine {health.alignment(choice):.2f}.")
     out += _simulations(health, mine)
     growth = health.growth[-1]
     if np.isfinite(growth) and growth > 1e4:
@@ -95,7 +95,3 @@ def _simulations(health: GradientHealth, mine: Measurement) -> list[str]:
             f"{int(np.ceil(needed))} would make them equal; or lower the learning rate."
         ]
     return []
-
-
-def _runs(m: Measurement) -> str:
-    return f"{m.runs_to_signal:,.0f}" if m.runs_to_signal >= 1 else "less than one"

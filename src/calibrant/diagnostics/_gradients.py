@@ -2,7 +2,7 @@
 
 At a few draws of a posterior, every candidate estimator is run from many seeds, in the coordinates of the prior, beside
 central differences with common random numbers from the same seeds. A candidate is as good as its mean points the way of
-the differences (bias) and as few simulations as it takes until the noise is below the signal (variance).
+the differences (bias), as little as it is noise (variance), and as little as it costs.
 """
 
 import dataclasses
@@ -31,6 +31,8 @@ from calibrant.posteriors import Posterior
 _POINTS, _SEEDS = 0x47524144, 0x48454C54
 #: A low temperature, to set beside the configured one.
 _COLD = 0.1
+#: Updates that the momentum of AdamW averages.
+_AVERAGED = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +72,6 @@ class Measurement:
         signal = float(np.sum(self.mean**2 - self.error**2))
         return float(np.sum(self.sd**2)) / signal if signal > 0 else float("inf")
 
-    @property
-    def runs_to_signal(self) -> float:
-        """Forward runs until the mean of gradients is twice as long as its noise."""
-        return 4 * self.noise * self.forward_runs
-
 
 @dataclasses.dataclass(frozen=True)
 class GradientHealth:
@@ -104,6 +101,19 @@ class GradientHealth:
         # Differences have noise of their own, which shortens the cosine; their length is corrected for it.
         length = np.sum(f**2 - self.reference.error**2) * np.sum(a**2 - of.error**2)
         return float(np.clip(np.sum(a * f) / np.sqrt(length), -1, 1)) if length > 0 else float("nan")
+
+    def progress(self, of: Measurement) -> float:
+        """How far updates by these gradients go down the expected loss for the work of a forward run, up to a factor.
+
+        An update of AdamW has one length, whatever the gradient's: what counts is the share of it that points the right
+        way. That is the cosine of bias, over `sqrt(1 + noise / n)` for the mean of `n` gradients, those of some ten
+        updates (of which a momentum of 0.9 is the average: Kingma and Ba 2015, arXiv 1412.6980). Negative where
+        updates go up, 0 where nothing is seen.
+        """
+        cosine, noise = self.alignment(of), of.noise
+        if not np.isfinite(cosine) or not np.isfinite(noise):
+            return 0.0
+        return cosine / np.sqrt(1 + noise / (_AVERAGED * self.simulations)) / max(of.forward_runs, 1e-3)
 
     def ratios(self, of: Measurement) -> tuple[np.ndarray, np.ndarray]:
         """Of the gradient to differences, by coordinate, and its standard error: a regression through the points."""
@@ -327,7 +337,7 @@ def summary(health: GradientHealth) -> list[dict[str, Any]]:
             "alignment": health.alignment(m),
             "noise": m.noise,
             "forward_runs": m.forward_runs,
-            "runs_to_signal": m.runs_to_signal,
+            "progress": health.progress(m),
             "failed": m.failed,
         }
         for m in health.measurements

@@ -54,15 +54,16 @@ def _ratios(axis, health: GradientHealth) -> None:
 
 
 def _candidates(axis, health: GradientHealth) -> None:
-    finite = [m for m in health.measurements if np.isfinite(m.runs_to_signal)]
-    for m in finite:
+    going = [m for m in health.measurements if health.progress(m) > 0]
+    furthest = max((health.progress(m) for m in going), default=1.0)
+    for m in going:
         colour = BLUE if m is health.configured else RED if m is best(health) else GREY
-        axis.plot(max(m.runs_to_signal, 0.1), health.alignment(m), "o", color=colour)
-        place = (max(m.runs_to_signal, 0.1), health.alignment(m))
+        place = (furthest / health.progress(m), health.alignment(m))
+        axis.plot(*place, "o", color=colour)
         axis.annotate(m.candidate.name, place, xytext=(0, 6), textcoords="offset points", fontsize=7, ha="center")
     axis.set_xscale("log")
     axis.margins(0.3, 0.15)
     axis.axhline(1, color=GREY, lw=0.9, ls="--")
-    axis.set_xlabel("forward runs to a signal twice the noise", fontsize=8)
+    axis.set_xlabel("work for the same progress, of the least", fontsize=8)
     axis.set_ylabel("cosine with differences", fontsize=8)
     axis.set_title("candidates: up and left is better", fontsize=9)
