@@ -54,9 +54,9 @@ def problem(name: str, share: float = 1.0) -> tuple[cal.Problem, cal.Prior]:
     elif name == "boarding-school":
         model, steps, data = cal.models.BoardingSchoolSIR(n(300_000)), 14, None
     elif name == "brock-hommes":
-        model, steps, data = cal.models.BrockHommes(n(300_000)), 97, None
+        model, steps, data = cal.models.BrockHommes(n(3_000_000)), 97, None
     elif name == "market":
-        model, steps, data = cal.models.ThresholdMarket(n(300_000)), 50, None
+        model, steps, data = cal.models.ThresholdMarket(n(1_000_000)), 50, None
     else:
         world = cal.worlds.build_world(n(300_000), seed=1)
         model, steps, data = cal.models.June(world, Calendar(dt.date(2020, 3, 1), 30)), 30, "cumulative_infections"

@@ -17,22 +17,34 @@ from calibrant.diagnostics import gradients
 
 
 class Cells:
-    """Results by key, written as they come and not computed twice."""
+    """Results by key, written as they come and not computed twice. Several processes may share the work."""
 
     def __init__(self, path: Path, settings: dict[str, Any]):
         self._path, self._settings = path, settings
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = json.loads(path.read_text()) if path.exists() else {"settings": settings, "cells": {}}
-        if kept["settings"] != settings:
-            raise SystemExit(f"{path} holds results of other settings, {kept['settings']}: give another --out.")
-        self.results: dict[str, Any] = kept["cells"]
+        self.results: dict[str, Any] = {}
+        self._read()
+
+    def _read(self) -> None:
+        """Take up what is there, from this process or another."""
+        if not self._path.exists():
+            return
+        kept = json.loads(self._path.read_text())
+        if kept["settings"] != self._settings:
+            raise SystemExit(f"{self._path} holds results of other settings, {kept['settings']}: give another --out.")
+        self.results = kept["cells"] | self.results
 
     def run(self, todo: list[tuple[str, Callable[[], dict[str, Any]]]]) -> None:
         left = [(key, compute) for key, compute in todo if key not in self.results]
         start = time.perf_counter()
         for done, (key, compute) in enumerate(left):
-            self.results[key] = compute()
+            self._read()
+            if key in self.results:
+                continue
+            result = compute()
             jax.clear_caches()  # programs of one cell are of no use to the next, and add up to gigabytes
+            self._read()
+            self.results[key] = result
             kept = {"settings": self._settings, "cells": self.results}
             write_text(self._path, json.dumps(kept, indent=1) + "\n")
             rest = (time.perf_counter() - start) * (len(left) - done - 1) / (done + 1)

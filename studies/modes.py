@@ -147,12 +147,17 @@ def table(results: dict[str, Any]) -> str:
 
 def picture(results: dict[str, Any], path: Path) -> None:
     panels = sorted({tuple(int(x) for x in key.split(", ")[1:]) for key in results})
-    figure = Figure(figsize=(3.0 * len(panels) + 1, 6), layout="constrained")
-    axes = figure.subplots(2, len(panels), sharex=True, squeeze=False)
+    columns = min(5, len(panels))
+    blocks = -(-len(panels) // columns)  # of two rows, time and memory
+    figure = Figure(figsize=(2.5 * columns + 1, 4.6 * blocks), layout="constrained")
+    axes = figure.subplots(2 * blocks, columns, sharex=True, squeeze=False)
     colours = {"reverse": "#2563a8", "checkpointed": "#0d8a72", "hybrid": "#c2410c"}
-    for column, (steps, agents) in enumerate(panels):
-        for name, colour in colours.items():
-            for row, what in enumerate(("seconds", "memory")):
+    for i, (steps, agents) in enumerate(panels):
+        block, column = divmod(i, columns)
+        for row, (what, label) in enumerate((("seconds", "seconds a gradient"), ("memory", "bytes"))):
+            axis = axes[2 * block + row, column]
+            axis.sharey(axes[row, 0])
+            for name, colour in colours.items():
                 points = sorted(
                     (int(key.split(", ")[0]), got["modes"][name][what])
                     for key, got in results.items()
@@ -160,14 +165,18 @@ def picture(results: dict[str, Any], path: Path) -> None:
                 )
                 if points:
                     x, y = zip(*points, strict=True)
-                    axes[row, column].loglog(x, y, "o-", ms=3, lw=1, color=colour, label=name)
-        axes[0, column].set_title(f"{steps:,} steps, {agents:,} agents", fontsize=9)
-        axes[1, column].set_xlabel("parameters", fontsize=8)
-        for axis in axes[:, column]:
+                    axis.loglog(x, y, "o-", ms=3, lw=1, color=colour, label=name)
             axis.spines[["top", "right"]].set_visible(False)
             axis.tick_params(which="both", labelsize=7)
-    axes[0, 0].set_ylabel("seconds a gradient", fontsize=8)
-    axes[1, 0].set_ylabel("bytes", fontsize=8)
+            if column == 0:
+                axis.set_ylabel(label, fontsize=8)
+            if row == 0:
+                axis.set_title(f"{steps:,} steps, {agents:,} agents", fontsize=9)
+            else:
+                axis.set_xlabel("parameters", fontsize=8)
+                axis.tick_params(labelbottom=True)
+    for axis in axes[-2:, len(panels) - (blocks - 1) * columns :].flat:
+        axis.set_axis_off()
     axes[0, 0].legend(fontsize=7, frameon=False)
     with atomic_path(path) as part:
         figure.savefig(part, dpi=150, format="png")

@@ -337,7 +337,7 @@ def summary(health: GradientHealth) -> list[dict[str, Any]]:
             "alignment": health.alignment(m),
             "noise": m.noise,
             "forward_runs": m.forward_runs,
-            "progress": health.progress(m),
+            "progress": float(health.progress(m)),
             "failed": m.failed,
         }
         for m in health.measurements
