@@ -106,13 +106,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--tiny", action="store_true", help="one model, two estimators, few simulations")
-    size.add_argument("--quick", action="store_true", help="four models")
+    size.add_argument("--quick", action="store_true", help="two models, fewer simulations")
     parser.add_argument("--cases", nargs="+", choices=CASES)
     parser.add_argument("--only", nargs="+", choices=list(ESTIMATORS), default=None)
     parser.add_argument("--budget", type=int, default=None, help="simulations of a calibration")
     parser.add_argument("--out", type=Path, default=Path("studies/out/estimators_by_model"))
     arguments = parser.parse_args(argv)
-    quick = ["random-walk", "sir", "brock-hommes", "market"]
+    quick = ["sir", "market"]
     cases = arguments.cases or (["random-walk"] if arguments.tiny else quick if arguments.quick else list(CASES))
     cases = [name for name in cases if available(name)]
     names = arguments.only or (["straight-through", "finite differences"] if arguments.tiny else list(ESTIMATORS))

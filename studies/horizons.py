@@ -2,8 +2,9 @@
 
 H = 0, 1, 2, 5, 10, 20, 50 and full, and the block and geometric relatives, over seven models (JUNE up to H = 20) and
 three losses. Two rules choose a horizon by what `calibrant gradients` measures at the start: the smallest squared error
-of an update's gradient, bias squared plus variance over the number of values; and the largest share of an update that
-goes the right way, as `calibrant gradients` advises. They were made on the cells that `made_on` names and are judged on
+of an update's gradient, bias squared plus variance over the number of values; and, as `calibrant gradients` advises,
+the largest share of an update that goes the right way, of gradients with a cosine of 0.8 and a length within a factor
+of two (where there is none, the smallest error). They were made on the cells that `made_on` names and are judged on
 the others too: by the objective they reach against the best horizon's and the full one's.
 
     python studies/horizons.py [--tiny | --quick] [--cases sir june ...] [--losses summaries errors mmd]
@@ -40,6 +41,7 @@ HORIZONS: dict[str, cal.AbstractHorizon] = {
     "geometric, 0.5": cal.GeometricHorizon(0.5),
     "geometric, 0.9": cal.GeometricHorizon(0.9),
 }
+QUICK = ["H = 0", "H = 1", "H = 5", "H = 20", "full", "geometric, 0.9"]
 VALUES = 5
 
 
@@ -67,15 +69,16 @@ def _error(got: dict[str, Any]) -> float:
     return got["bias2"] + got["noise2"] / VALUES
 
 
-def _astray(got: dict[str, Any]) -> float:
-    """Minus the share of an update that goes the right way; see `GradientHealth.progress`."""
+def _unsound(got: dict[str, Any]) -> float:
+    """Minus the share of an update that goes the right way (`GradientHealth.progress`), where the gradient is sound."""
     if got["cosine"] is None or got["noise2"] is None or not got["ratio"]:
         return math.inf
     noise = got["noise2"] * (got["cosine"] / got["ratio"]) ** 2  # of its own signal
-    return -got["cosine"] / math.sqrt(1 + noise / (10 * VALUES))
+    sound = got["cosine"] >= 0.8 and 0.5 <= got["ratio"] <= 2
+    return -got["cosine"] / math.sqrt(1 + noise / (10 * VALUES)) if sound else 1 + _error(got)
 
 
-RULES = {"error": _error, "direction": _astray}
+RULES = {"error": _error, "sound": _unsound}
 
 
 def judged(results: dict[str, Any], case_name: str, loss: str) -> dict[str, Any] | None:
@@ -122,7 +125,7 @@ def table(results: dict[str, Any], cases: Sequence[str], losses: Sequence[str]) 
         "",
         "by error",
         "loses",
-        "by direction",
+        "sound",
         "loses",
         "best",
         "full loses",
@@ -184,7 +187,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--tiny", action="store_true", help="one model, two horizons, few simulations")
-    size.add_argument("--quick", action="store_true", help="three models, one loss")
+    size.add_argument("--quick", action="store_true", help="three models, one loss, six horizons")
     parser.add_argument("--cases", nargs="+", choices=CASES)
     parser.add_argument("--losses", nargs="+", choices=LOSSES)
     parser.add_argument("--horizons", nargs="+", choices=list(HORIZONS))
@@ -195,7 +198,8 @@ def main(argv: list[str] | None = None) -> None:
     cases = arguments.cases or (["random-walk"] if arguments.tiny else quick if arguments.quick else list(CASES))
     cases = [name for name in cases if available(name)]
     losses = arguments.losses or (["summaries"] if arguments.tiny or arguments.quick else list(LOSSES))
-    horizons = arguments.horizons or (["H = 0", "full"] if arguments.tiny else list(HORIZONS))
+    some = ["H = 0", "full"] if arguments.tiny else QUICK if arguments.quick else list(HORIZONS)
+    horizons = arguments.horizons or some
     budget = arguments.budget or (60 if arguments.tiny else 2000 if arguments.quick else 5000)
     repeats = 4 if arguments.tiny else 32
     cells = Cells(arguments.out.with_suffix(".json"), {"budget": budget, "repeats": repeats})

@@ -105,9 +105,9 @@ def test_noise_and_bias_of_a_population():
     assert len(figure.axes) == 3
 
 
-def invented(cosine, noise, runs):
+def invented(cosine, noise, runs, length=1.0):
     """A gradient in two coordinates at two points, known well, beside differences along the first."""
-    mean = np.tile([cosine, np.sqrt(1 - cosine**2)], (2, 1))
+    mean = length * np.tile([cosine, np.sqrt(1 - cosine**2)], (2, 1))
     sd = np.full((2, 2), np.sqrt(noise / 2))
     return Measurement(Candidate(f"{cosine}", cal.estimators.Pathwise()), mean, 1e-6 * mean, sd, 1, runs, 0, 32)
 
@@ -128,6 +128,9 @@ def test_the_furthest_way_is_advised():
     astray = invented(0.5, 0.0, 1.0)
     choice, health = advised(astray)
     assert choice is health.reference
+    short = invented(0.98, 0.0, 1.0, length=0.1)  # leaves the posterior near the prior
+    assert advised(biased, short)[0] is biased
+    assert health.length(short) == pytest.approx(0.098)
     assert health.progress(sound) == pytest.approx(0.98 / np.sqrt(1 + 0.2 / 50) / 2, rel=1e-4)
 
 

@@ -93,16 +93,20 @@ def test_the_rules_for_horizons(siblings):
         bias2 = None if cosine is None else (ratio / cosine) ** 2 - 2 * ratio + 1
         return {"cosine": cosine, "ratio": ratio, "bias2": bias2, "noise2": noise2, "fit": fit}
 
-    cells = {"H = 0": got(0.6, 0.6, 0.1, 2.0), "H = 5": got(1.0, 3.0, 3.0, 1.0), "full": got(1.0, 1.0, 200.0, 9.0)}
+    cells = {"H = 0": got(0.6, 0.6, 0.1, 2.0), "H = 5": got(1.0, 1.8, 3.0, 1.0), "full": got(1.0, 1.0, 200.0, 9.0)}
     verdict = study.judged({f"sir|errors|{h}": x for h, x in cells.items()}, "sir", "errors")
     assert verdict["best"] == "H = 5"
-    # Squared errors are 0.82, 4.6, 40; a length that is wrong changes no direction: shares are 0.6, 1.0 and 0.45.
-    assert verdict["rules"] == {"error": ("H = 0", pytest.approx(1 / 9)), "direction": ("H = 5", 0)}
+    # Squared errors are 0.82, 1.24, 40; H = 0 points elsewhere, and shares of the others are 0.99 and 0.45.
+    assert verdict["rules"] == {"error": ("H = 0", pytest.approx(1 / 9)), "sound": ("H = 5", 0)}
+    short = study.judged(
+        {"sir|errors|H = 0": cells["H = 0"], "sir|errors|full": got(1.0, 3.0, 0.1, 1.5)}, "sir", "errors"
+    )
+    assert short["rules"]["sound"] == ("H = 0", pytest.approx(0.5 / 8.5))  # neither is sound: by error, 0.82 and 4.02
     assert verdict["full"] == pytest.approx(8 / 9)
     assert verdict["error"] == pytest.approx(0.5 / 9)
     assert study.wrong_but_confident(cells["full"]["fit"])
     unseen = study.judged({"sir|errors|full": got(None, None, None, 1.0)}, "sir", "errors")
-    assert unseen["rules"]["direction"] == ("full", 0)
+    assert unseen["rules"]["sound"] == ("full", 0)
 
 
 def test_the_study_of_estimators_and_its_resumption(siblings, tmp_path, monkeypatch, capsys):

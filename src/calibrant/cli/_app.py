@@ -270,16 +270,16 @@ def gradients_command(
         health = diagnostics.gradients(
             problem, prior, method, posterior=posterior, points=points, repeats=repeats, seed=seed
         )
-    table = Table("gradient", "cosine", "noise²", "runs", "progress")
+    table = Table("gradient", "cosine", "length", "noise²", "runs", "progress")
     candidates = diagnostics.summary(health)
     furthest = max(max(row["progress"] for row in candidates), 1e-30)
     for row in candidates:
-        numbers = [row["alignment"], row["noise"], row["forward_runs"], row["progress"] / furthest]
+        numbers = [row["alignment"], row["length"], row["noise"], row["forward_runs"], row["progress"] / furthest]
         table.add_row(row["candidate"], *(f"{x:.3g}" for x in numbers))
     _out.print(table)
     _out.print(
-        "cosine: with central differences; noise²: over signal², of one gradient; runs: forward runs that take as "
-        "long; progress: how far updates go the way of the differences for the same work, of the furthest"
+        "cosine, length: beside central differences; noise²: over signal², of one gradient; runs: forward runs "
+        "that take as long; progress: how far updates go the way of the differences for the same work, of the furthest"
     )
     ratio, error = health.ratios(health.configured)
     table = Table("parameter", "gradient / differences", title="as configured", title_justify="left")

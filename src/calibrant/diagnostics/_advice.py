@@ -6,14 +6,24 @@ from calibrant.diagnostics._gradients import GradientHealth, Measurement
 
 #: Below this cosine with the differences a gradient is called astray.
 _ALIGNED = 0.8
+#: Beyond this factor a gradient is called too large or too small.
+_OFF = 2.0
 #: Another candidate is advised if it goes so many times as far for the same work.
 _WORTH = 1.5
 
 
 def best(health: GradientHealth) -> Measurement:
-    """The candidate that is aligned with the differences and goes furthest for the same work."""
-    aligned = [m for m in health.measurements if _aligned(health, m)]
-    return max(aligned, key=health.progress, default=health.reference)
+    """Of the candidates that point the way of the differences and are about as long, what goes furthest for the work.
+
+    A gradient of the loss that is too long or too short acts like another weight: the divergence from the prior, whose
+    gradient is exact, is set against it.
+    """
+    sound = [m for m in health.measurements if _aligned(health, m) and _long_enough(health, m)]
+    return max(sound, key=health.progress, default=health.reference)
+
+
+def _long_enough(health: GradientHealth, m: Measurement) -> bool:
+    return m is health.reference or 1 / _OFF <= health.length(m) <= _OFF
 
 
 def _aligned(health: GradientHealth, m: Measurement) -> bool:
@@ -59,20 +69,27 @@ def advise(health: GradientHealth) -> list[str]:
             f"The gradient of {listed(zero)} is zero and the loss does depend on it: the horizon cuts its paths; name "
             "it in `keep`, or lengthen the horizon."
         )
-    large = [n for n, r, s in zip(health.names, ratio, seen, strict=True) if s and r > 2]
-    small = [n for n, r, s in zip(health.names, ratio, seen, strict=True) if s and 0 < r < 0.5]
+    large = [n for n, r, s in zip(health.names, ratio, seen, strict=True) if s and r > _OFF]
+    small = [n for n, r, s in zip(health.names, ratio, seen, strict=True) if s and 0 < r < 1 / _OFF]
     if large:
         out.append(f"The gradient of {listed(large)} is more than twice too large, which acts like a smaller weight.")
     if small:
         out.append(f"The gradient of {listed(small)} is less than half of what it should be, like a larger weight.")
     further = health.progress(choice) / max(health.progress(mine), 1e-30)
-    if choice is not mine and (not _aligned(health, mine) or further > _WORTH):
-        why = (
-            f"the configured gradient points another way than the differences (cosine {alignment:.2f})"
-            if not _aligned(health, mine)
-            else f"for the same work it goes {further:.2g} times as far as the configured gradient"
+    if not _aligned(health, mine):
+        why = f"the configured gradient points another way than the differences (cosine {alignment:.2f})"
+    elif not _long_enough(health, mine):
+        why = f"the configured gradient is {health.length(mine):.2g} times as long as the differences"
+    elif further > _WORTH:
+        why = f"for the same work it goes {further:.2g} times as far as the configured gradient"
+    else:
+        why = ""
+    if why and choice is not mine:
+        length = health.length(choice)
+        out.append(
+            f"Use {choice.candidate.name}: {why}; this one has cosine {health.alignment(choice):.2f} and {length:.2g} "
+            "times the length."
         )
-        out.append(f"Use {choice.candidate.name}: {why}; this one has cosine {health.alignment(choice):.2f}.")
     out += _simulations(health, mine)
     growth = health.growth[-1]
     if np.isfinite(growth) and growth > 1e4:

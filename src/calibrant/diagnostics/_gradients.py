@@ -102,6 +102,12 @@ class GradientHealth:
         length = np.sum(f**2 - self.reference.error**2) * np.sum(a**2 - of.error**2)
         return float(np.clip(np.sum(a * f) / np.sqrt(length), -1, 1)) if length > 0 else float("nan")
 
+    def length(self, of: Measurement) -> float:
+        """Length of the mean gradient along the differences, over theirs, over all points together; 1 is unbiased."""
+        f = self.reference.mean
+        square = np.sum(f**2 - self.reference.error**2)
+        return float(np.sum(of.mean * f) / square) if square > 0 else float("nan")
+
     def progress(self, of: Measurement) -> float:
         """How far updates by these gradients go down the expected loss for the work of a forward run, up to a factor.
 
@@ -335,6 +341,7 @@ def summary(health: GradientHealth) -> list[dict[str, Any]]:
         {
             "candidate": m.candidate.name,
             "alignment": health.alignment(m),
+            "length": health.length(m),
             "noise": m.noise,
             "forward_runs": m.forward_runs,
             "progress": float(health.progress(m)),
