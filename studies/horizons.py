@@ -153,7 +153,7 @@ def _percent(x: float | None) -> str:
 def picture(results: dict[str, Any], cases: Sequence[str], losses: Sequence[str], path: Path) -> None:
     figure = Figure(figsize=(2.9 * len(cases) + 1.2, 2.6 * len(losses) + 0.8), layout="constrained")
     axes = figure.subplots(len(losses), len(cases), sharex=True, squeeze=False)
-    names = list(HORIZONS)
+    names = [h for h in HORIZONS if any(f"{c}|{loss}|{h}" in results for c in cases for loss in losses)]
     for row, loss in enumerate(losses):
         for column, case_name in enumerate(cases):
             axis = axes[row, column]
