@@ -283,14 +283,14 @@ def main(argv: list[str] | None = None) -> None:
     agents = arguments.agents or ([50] if arguments.tiny else [50, 1000] if arguments.quick else everything)
     simulations = arguments.simulations or (400 if arguments.tiny else 2000 if arguments.quick else 6000)
     cells = Cells(arguments.out.with_suffix(".json"), {"simulations": simulations})
-    todo = []
+    todo: list[tuple[str, Any]] = []
     for n in agents:
         few = max(300, int(simulations * min(1.0, 1000 / n)))  # simulations of more agents have less noise each
         for structure in arguments.structures:
-            first = ["forward"] if reference_of(structure) != structure else ["reference", "forward"]
-            for name in (*first, *arguments.only):
-                todo.append((f"{structure}|{n}|{name}", functools.partial(cell, n, structure, name, few)))
-    cells.run(todo)
+            at = reference_of(structure)
+            for where, name in ((at, "reference"), *((structure, name) for name in ("forward", *arguments.only))):
+                todo.append((f"{where}|{n}|{name}", functools.partial(cell, n, where, name, few)))
+    cells.run(list(dict(todo).items()))  # a reference serves two structures
     picture(cells.results, agents, arguments.out.with_suffix(".png"))
     for parameter, name in enumerate(NAMES):
         print(f"\nderivative in log {name}{table(cells.results, agents, parameter)}")

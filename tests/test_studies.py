@@ -117,7 +117,7 @@ def test_the_study_of_estimators_and_its_resumption(siblings, tmp_path, monkeypa
     printed = capsys.readouterr().out
     assert "derivative in log beta" in printed
     cells = json.loads((tmp_path / "out.json").read_text())["cells"]
-    assert set(cells) == {f"mixed|50|{name}" for name in ("reference", "straight-through", "score function")}
+    assert set(cells) == {f"mixed|50|{name}" for name in ("reference", "forward", "straight-through", "score function")}
     assert (tmp_path / "out.png").read_bytes()[:4] == b"\x89PNG"
 
     def again(*_):
