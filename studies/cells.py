@@ -17,7 +17,11 @@ from calibrant.diagnostics import gradients
 
 
 class Cells:
-    """Results by key, written as they come and not computed twice. Several processes may share the work."""
+    """Results by key, written as they come and not computed twice.
+
+    Processes with cells of their own may add to one file; there is no lock, so two that end in the same instant may
+    leave one cell to be run again.
+    """
 
     def __init__(self, path: Path, settings: dict[str, Any]):
         self._path, self._settings = path, settings

@@ -128,7 +128,10 @@ def test_close_modes_are_timed_again_in_turn():
     def program(mode, at_once):
         del at_once
         left = times[type(mode).__name__]
-        seconds = lambda: left.pop(0) if len(left) > 1 else left[0]  # noqa: E731
+
+        def seconds():
+            return left.pop(0) if len(left) > 1 else left[0]
+
         return types.SimpleNamespace(memory=1, operations=1.0, seconds=seconds)
 
     found = planner.plan(program, dim=2, steps=4, simulations=1, row=1, budget=10, derivative=True)

@@ -18,11 +18,11 @@ def best(health: GradientHealth) -> Measurement:
     A gradient of the loss that is too long or too short acts like another weight: the divergence from the prior, whose
     gradient is exact, is set against it.
     """
-    sound = [m for m in health.measurements if _aligned(health, m) and _long_enough(health, m)]
+    sound = [m for m in health.measurements if _aligned(health, m) and _about_as_long(health, m)]
     return max(sound, key=health.progress, default=health.reference)
 
 
-def _long_enough(health: GradientHealth, m: Measurement) -> bool:
+def _about_as_long(health: GradientHealth, m: Measurement) -> bool:
     return m is health.reference or 1 / _OFF <= health.length(m) <= _OFF
 
 
@@ -78,7 +78,7 @@ def advise(health: GradientHealth) -> list[str]:
     further = health.progress(choice) / max(health.progress(mine), 1e-30)
     if not _aligned(health, mine):
         why = f"the configured gradient points another way than the differences (cosine {alignment:.2f})"
-    elif not _long_enough(health, mine):
+    elif not _about_as_long(health, mine):
         why = f"the configured gradient is {health.length(mine):.2g} times as long as the differences"
     elif further > _WORTH:
         why = f"for the same work it goes {further:.2g} times as far as the configured gradient"
