@@ -45,7 +45,9 @@ class Cells:
             self._read()
             if key in self.results:
                 continue
+            began = time.perf_counter()
             result = compute()
+            result["wall_seconds"] = time.perf_counter() - began
             jax.clear_caches()  # programs of one cell are of no use to the next, and add up to gigabytes
             self._read()
             self.results[key] = result
@@ -103,6 +105,7 @@ def method(simulations: int, replicates: int, budget: int, runs: int = 1, **how:
         evaluate_every=max(1, updates // 4),
         evaluation_simulations=100,
         family=cal.posteriors.FullRankGaussian(),
+        simulations_at_once=64,  # a town's steps, stored for a reverse pass, take 10 MB a simulation
         **how,
     )
 

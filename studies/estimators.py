@@ -272,7 +272,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--tiny", action="store_true", help="50 agents, few simulations")
-    size.add_argument("--quick", action="store_true", help="50 and 1,000 agents, fewer simulations")
+    size.add_argument("--quick", action="store_true", help="50 and 1,000 agents")
     parser.add_argument("--agents", type=int, nargs="+")
     parser.add_argument("--simulations", type=int, default=None, help="a cell")
     parser.add_argument("--structures", nargs="+", choices=list(structures(40)), default=list(structures(40)))
@@ -281,7 +281,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     everything = [50, 200, 1000, 5000, 20_000, 100_000]
     agents = arguments.agents or ([50] if arguments.tiny else [50, 1000] if arguments.quick else everything)
-    simulations = arguments.simulations or (400 if arguments.tiny else 2000 if arguments.quick else 6000)
+    simulations = arguments.simulations or (400 if arguments.tiny else 3000)
     cells = Cells(arguments.out.with_suffix(".json"), {"simulations": simulations})
     todo: list[tuple[str, Any]] = []
     for n in agents:

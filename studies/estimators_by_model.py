@@ -44,9 +44,7 @@ def cell(case_name: str, name: str, budget: int, repeats: int) -> dict[str, Any]
     it = case(case_name)
     estimator, simulations, replicates = ESTIMATORS[name]
     runs = estimator.runs(it.problem, it.prior.dim) if isinstance(estimator, E.AbstractEstimator) else 1
-    # Steps are kept for a reverse pass only where they are few: June's are many agents'.
-    mode = cal.HybridMode() if case_name == "june" and isinstance(estimator, E.Pathwise) else cal.ReverseMode()
-    plan = method(simulations, replicates, budget, runs, estimator=estimator, mode=mode)
+    plan = method(simulations, replicates, budget, runs, estimator=estimator)
     try:
         plan.check(it.problem, it.prior)
         out = {} if isinstance(estimator, cal.FlowScore) else measured(it, plan, points=4, repeats=repeats)
@@ -106,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--tiny", action="store_true", help="one model, two estimators, few simulations")
-    size.add_argument("--quick", action="store_true", help="two models, fewer simulations")
+    size.add_argument("--quick", action="store_true", help="two models")
     parser.add_argument("--cases", nargs="+", choices=CASES)
     parser.add_argument("--only", nargs="+", choices=list(ESTIMATORS), default=None)
     parser.add_argument("--budget", type=int, default=None, help="simulations of a calibration")
@@ -116,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     cases = arguments.cases or (["random-walk"] if arguments.tiny else quick if arguments.quick else list(CASES))
     cases = [name for name in cases if available(name)]
     names = arguments.only or (["straight-through", "finite differences"] if arguments.tiny else list(ESTIMATORS))
-    budget = arguments.budget or (60 if arguments.tiny else 2000 if arguments.quick else 5000)
+    budget = arguments.budget or (60 if arguments.tiny else 2000)
     repeats = 4 if arguments.tiny else 32
     cells = Cells(arguments.out.with_suffix(".json"), {"budget": budget, "repeats": repeats})
     todo = [(c, n) for c in cases for n in names]

@@ -229,6 +229,23 @@ def test_a_broken_score_function_fails_the_same_test():
     assert len(failed) >= 3, failed
 
 
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("name", ["score-function-state", "muprop", "controlled-score"])
+def test_draws_that_follow_from_draws_of_the_same_step(name, inner):
+    """Nothing that an earlier draw of a step decides may be held for known before it. The law is the same in a loop."""
+
+    def problem(inner):
+        loss = cal.losses.CustomLoss(lambda x, y, p: jnp.mean(x**2), per_simulation=True)
+        return cal.Problem(toys.Chain(inner), jnp.zeros(3), loss, steps=3)
+
+    truth = estimates(problem(False), cal.estimators.Enumeration(), 1, 1)[0, 0]
+    estimator, replicates = ESTIMATORS[name]
+    each = estimates(problem(inner), estimator, 20_000, replicates)[0]
+    error = each.std(0, ddof=1) / np.sqrt(len(each))
+    assert error.max() <= 0.02 * np.abs(truth).max()
+    assert np.all(np.abs(each.mean(0) - truth) <= 4 * error)
+
+
 def test_controls_take_the_noise_of_a_population_away():
     """In a well-mixed population of 400: less noise than the score function and its state baseline, at equal cost."""
     model = cal.models.SIR(cal.networks.random_groups(400, 400, contiguous=True))

@@ -147,3 +147,34 @@ class Contagion(AbstractModel):
 
     def observe(self, params, state, inputs_t, rng):
         return jnp.sum(state[1])
+
+
+class Chain(AbstractModel):
+    """Two draws a step, the second of which depends on the first: one after the other, or in an inner loop."""
+
+    inner: bool = eqx.field(default=False, static=True)
+
+    Params = FlipsParams
+
+    def init(self, params, rng):
+        return jnp.zeros((), params.p.dtype)
+
+    def step(self, params, state, inputs_t, rng):
+        def probability(second, first):
+            return jnp.where(second, params.q * (0.4 + 2 * first), params.p) * jnp.exp(-0.2 * state)
+
+        if self.inner:
+
+            def body(rng, before, second):
+                drawn = rng.bernoulli(probability(second, before), site="draw")
+                return drawn, drawn
+
+            _, drawn = rng.scan(body, jnp.zeros((), params.p.dtype), jnp.arange(2) == 1)
+            first, second = drawn[0], drawn[1]
+        else:
+            first = rng.bernoulli(probability(False, 0.0), site="first")
+            second = rng.bernoulli(probability(True, first), site="second")
+        return 0.6 * state + first - 0.5 * params.q + 1.5 * first * second
+
+    def observe(self, params, state, inputs_t, rng):
+        return state

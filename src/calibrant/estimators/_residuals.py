@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from calibrant._recording import AbstractRecorder, LogProbability
@@ -30,10 +31,19 @@ class Columns(eqx.Module):
         """Columns of a block."""
         return self.degree + 1
 
+    def index(self, draw: Draw) -> int:
+        """The place of a draw among the sites."""
+        return next(i for i, site in enumerate(self.sites) if site.draws(draw))
+
     def block(self, draw: Draw) -> int:
         """The first block of a draw."""
-        index = next(i for i, site in enumerate(self.sites) if site.draws(draw))
-        return sum(self._blocks()[:index])
+        return sum(self._blocks()[: self.index(draw)])
+
+    def known(self) -> np.ndarray:
+        """(sites, blocks): whether the probabilities of a block are settled before the draws at a site are made."""
+        sites = self.sites
+        before = [[i <= j and sites[j].knows(sites[i]) for i in range(len(sites))] for j in range(len(sites))]
+        return np.repeat(before, self._blocks(), axis=1)
 
     def spread(self, p: Array) -> list[Array]:
         """Powers of `sqrt(p)`."""
@@ -47,13 +57,13 @@ class Columns(eqx.Module):
 
 
 class Residuals(AbstractRecorder):
-    """Log-probability, and for each column the residuals `b - p` and, differentiable, the expectations `p`."""
+    """Log-probabilities by site, and for each column the residuals `b - p` and the differentiable expectations `p`."""
 
     columns: Columns
 
     def zero(self):
         columns = jnp.zeros((self.columns.blocks, self.columns.powers))
-        return {"log_prob": jnp.zeros(()), "residual": columns, "expected": columns}
+        return {"log_prob": jnp.zeros(len(self.columns.sites)), "residual": columns, "expected": columns}
 
     def _notes(self, draw: Draw, log_prob: Array, sample: Array, p: Array, where: Array):
         """`sample`, `p`: (rows, *agents)."""
@@ -66,6 +76,7 @@ class Residuals(AbstractRecorder):
 
         residual, expected = over_agents(jax.lax.stop_gradient(sample - p)), over_agents(p)
         place = self.columns.place
+        log_prob = jnp.zeros(len(self.columns.sites), log_prob.dtype).at[self.columns.index(draw)].set(log_prob)
         return {"log_prob": log_prob, "residual": place(draw, residual), "expected": place(draw, expected)}
 
     def bernoulli(self, draw, sample, p, where):

@@ -31,6 +31,11 @@ class Site:
         """Whether a draw is made here."""
         return (self.phase, self.name) == (draw.phase, draw.site)
 
+    def knows(self, earlier: "Site") -> bool:
+        """Whether the probabilities at a site that comes no later in the order of draws are settled before any draw
+        here: inside loops they may depend on draws made here in earlier rounds."""
+        return not (self.inner and earlier.inner)
+
 
 class _Collector(AbstractRecorder):
     found: list[Site] = eqx.field(static=True)

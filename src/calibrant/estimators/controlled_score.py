@@ -9,16 +9,20 @@ depend on this simulation's draws from their step on,
 
 because the `r_s` have mean zero given all before them, also times a score of earlier draws, and at each draw
 `E[r_t d log p(b_t)] = dp_t`. In a large population the loss is nearly linear in such sums, so little is left to
-multiply the score with: the noise falls with the number of agents, which that of the plain score function does not,
-and there is no bias to pay for it. `MuProp` has the same form and takes `lambda` from straight-through; here `lambda_s`
-is the coefficient of `r_s` in a regression of the loss on the state before step s and on `r_s`. That needs no
-derivative of the simulation, and is right on average where straight-through is biased. (Control variates for
-likelihood-ratio gradients: Greensmith, Bartlett, Baxter 2004, JMLR 5: 1471-1530. Here they are of the martingale part
-of every step.)
+multiply the score with, and there is no bias to pay for it. `MuProp` has the same form and takes `lambda` from
+straight-through; here `lambda_s` is the coefficient of `r_s` in a regression of the loss on the state before step s and
+on `r_s`. That needs no derivative of the simulation, and is right on average where straight-through is biased. (Control
+variates for likelihood-ratio gradients: Greensmith, Bartlett, Baxter 2004, JMLR 5: 1471-1530. Here they are of the
+martingale part of every step.)
+
+What is left falls with the number of agents as far as the columns of `r_s` and the features of the state see what
+matters. The state is seen through what the model observes, and through the probabilities of the draws about to be
+made, summed over agents: they say how many infections to expect, and not only how many are infected. They are a part of
+`V_t` where no draw that it is multiplied with comes before them.
 
 From the last step backwards: the regression of step t explains what is left of the loss once the parts of later steps
 are taken away, which is little more than the part of step t, so that few replicates teach much. It is fitted to the
-*other* replicates, anew for each, and gives `V_t` as well.
+*other* replicates, anew for each.
 """
 
 from collections.abc import Callable
@@ -27,6 +31,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
@@ -40,7 +45,7 @@ from calibrant.estimators.score_function import loss_of_each, score_times
 
 
 class ControlledScore(AbstractEstimator):
-    """Unbiased for Bernoulli and categorical draws, with noise that falls with the population.
+    """Unbiased for Bernoulli and categorical draws, with noise that falls with the population where agents mix.
 
     It learns from replicates, and helps little with fewer than thirty.
 
@@ -49,7 +54,7 @@ class ControlledScore(AbstractEstimator):
     - `degree`: sensitivities are polynomials in `sqrt(p)`, with `p` the probability of a draw, which often says in what
       situation an agent is.
     - `features`: of the state, a function from the observed outputs of one simulation (leading axis: time) to an array
-      (times, features); by default all numbers that `observe` returns.
+      (times, features); by default all numbers that `observe` returns. Sums of the draws' probabilities are added.
     - `pool`: learn from all parameter values of the batch together, with the values as further features. Then
       replicates may be 1, as in variational inference with many values an update.
     - `ridge`, of the regressions, relative to the number of simulations learned from.
@@ -58,7 +63,7 @@ class ControlledScore(AbstractEstimator):
     degree: int = eqx.field(default=1, static=True)
     features: Callable[[Any], Array] | None = None
     pool: bool = eqx.field(default=False, static=True)
-    ridge: float = 0.01
+    ridge: float = 1e-3
 
     unbiased = True
     separable = property(lambda self: not self.pool)  # pyright: ignore[reportAssignmentType]
@@ -89,34 +94,45 @@ class ControlledScore(AbstractEstimator):
         state = jax.vmap(lambda x: before(x, times, self.features))(trajectories.observed)
         if self.pool:
             flat = jax.vmap(lambda v: ravel_pytree(v)[0])(dict(values))
-            known = jnp.broadcast_to(flat[:, None, None], (batch, replicates, times, flat.shape[1]))
-            state = jnp.concatenate([state, known.astype(state.dtype)], axis=3)
-        residual = notes["residual"].reshape(batch, replicates, times, -1)
-        frozen = jax.lax.stop_gradient((each, residual, state))
+            given = jnp.broadcast_to(flat[:, None, None], (batch, replicates, times, flat.shape[1]))
+            state = jnp.concatenate([state, given.astype(state.dtype)], axis=3)
+        residual, about_to = (notes[k].reshape(batch, replicates, times, -1) for k in ("residual", "expected"))
+        frozen = jax.lax.stop_gradient((each, residual, state, about_to))
         if self.pool:
             frozen = jax.tree.map(lambda x: x.reshape(1, batch * replicates, *x.shape[2:]), frozen)
-        advantage, sensitivity = jax.vmap(self._left_out)(*frozen)
+        known = jnp.asarray(np.repeat(columns.known(), columns.powers, axis=1), residual.dtype)
+        advantage, sensitivity = jax.vmap(self._left_out, (0, None))(frozen, known)
         score = score_times(advantage.reshape(notes["log_prob"].shape), notes["log_prob"])
         expected = score_times(sensitivity.reshape(notes["expected"].shape), notes["expected"])
-        return losses + (jnp.sum(score, axis=(1, 2)) + jnp.sum(expected, axis=(1, 2, 3, 4))) / replicates, trajectories
+        summed = jnp.sum(score, axis=(1, 2, 3)) + jnp.sum(expected, axis=(1, 2, 3, 4))
+        return losses + summed / replicates, trajectories
 
-    def _left_out(self, losses, residual, state):
-        """For each replicate, from the others: its loss above what is known, time by time, and the sensitivities."""
-        everyone = jnp.arange(losses.shape[0])
-        return jax.vmap(lambda r: self._one(r, everyone != r, losses, residual, state))(everyone)
+    def _left_out(self, seen, known):
+        """For each replicate, from the others: its loss above what is known before the draws of each time and site,
+        and the sensitivities."""
+        everyone = jnp.arange(seen[0].shape[0])
+        return jax.vmap(lambda r: self._one(r, everyone != r, seen, known))(everyone)
 
-    def _one(self, r, others, losses, residual, state):
+    def _one(self, r, others, seen, known):
+        losses, residual, state, about_to = seen
         n_columns = residual.shape[2]
+        weights = others.astype(losses.dtype)
 
         def back(y, at_t):
-            residual, state = at_t
-            x = jnp.concatenate([residual, state], axis=1)
-            coefficients, intercept = _ridge(x, y, others.astype(y.dtype), self.ridge)
-            sensitivity = coefficients[:n_columns]
+            residual, state, about_to = at_t
+            x = jnp.concatenate([residual, state, about_to], axis=1)
+            sensitivity = _ridge(x, y, weights, self.ridge)[0][:n_columns]
             y = y - residual @ sensitivity
-            return y, (y[r] - intercept - state[r] @ coefficients[n_columns:], sensitivity)
 
-        backwards = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (residual, state))
+            def above(known):
+                """What is left, above what is expected of it before the draws of a site."""
+                x = jnp.concatenate([state, about_to * known], axis=1)
+                coefficients, intercept = _ridge(x, y, weights, self.ridge)
+                return y[r] - intercept - x[r] @ coefficients
+
+            return y, (jax.vmap(above)(known), sensitivity)
+
+        backwards = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (residual, state, about_to))
         return jax.lax.scan(back, losses, backwards, reverse=True)[1]
 
 
@@ -129,6 +145,13 @@ def _ridge(x: Float[Array, "n k"], y: Float[Array, " n"], weights: Float[Array, 
     moving = size > 1e3 * jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(x), axis=0)
     scale = jnp.where(moving, 1 / jnp.where(moving, size, 1), 0)
     z = centred * scale
-    gram = z.T @ z + n * ridge * jnp.eye(z.shape[1], dtype=z.dtype)
-    coefficients = scale * solve_positive(gram, (z.T @ (y - mean_y))[:, None])[:, 0]
+    y = ((y - mean_y) * weights)[:, None]
+
+    def regular(gram):
+        return gram + n * ridge * jnp.eye(gram.shape[0], dtype=gram.dtype)
+
+    # The same by the smaller of the two systems (Hastie, Tibshirani, Friedman 2009, section 18.3.5).
+    few = x.shape[1] <= x.shape[0]
+    solved = solve_positive(regular(z.T @ z), z.T @ y) if few else z.T @ solve_positive(regular(z @ z.T), y)
+    coefficients = scale * solved[:, 0]
     return coefficients, mean_y - mean_x @ coefficients

@@ -77,7 +77,7 @@ class MuProp(AbstractEstimator):
         notes: Any = trajectories.notes
         frozen = jax.lax.stop_gradient((each, notes["residual"], moments, gram))
         advantage, weight = jax.vmap(_in_halves)(*frozen)
-        score = score_times(advantage, jnp.sum(notes["log_prob"], axis=2))
+        score = score_times(advantage, jnp.sum(notes["log_prob"], axis=(2, 3)))
         expected = score_times(weight, notes["expected"])
         return losses + (jnp.sum(score, axis=1) + jnp.sum(expected, axis=(1, 2, 3, 4))) / replicates, trajectories
 
