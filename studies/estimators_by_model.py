@@ -39,12 +39,16 @@ ESTIMATORS: dict[str, tuple[Any, int, int]] = {
     "score of the flow": (cal.FlowScore(), 16, 1),
 }
 
+#: Models whose gradients are measured with fewer repeats: with 32 replicates each, they take minutes.
+COSTLY = ("june", "sp500")
+
 
 def cell(case_name: str, name: str, budget: int, repeats: int) -> dict[str, Any]:
     it = case(case_name)
     estimator, simulations, replicates = ESTIMATORS[name]
     runs = estimator.runs(it.problem, it.prior.dim) if isinstance(estimator, E.AbstractEstimator) else 1
     plan = method(simulations, replicates, budget, runs, estimator=estimator)
+    repeats = min(repeats, 8) if case_name in COSTLY else repeats
     try:
         plan.check(it.problem, it.prior)
         out = {} if isinstance(estimator, cal.FlowScore) else measured(it, plan, points=4, repeats=repeats)

@@ -121,6 +121,14 @@ def test_memory_of_kernels_is_added():
     assert uncounted_memory(PROGRAM.replace("KIND", '{"kind":"__something"}')) == 0
 
 
+def test_kernels_are_recognised_as_this_compiler_writes_them():
+    """A compiler that wrote them another way would otherwise make predictions too low without a word."""
+    x = jnp.ones((300_000, 2), jnp.float32)
+    program = jax.jit(lambda x: jnp.sum(jnp.exp(-x * x) * jnp.where(x > 0, x, 1.0) + x, axis=0)).lower(x).compile()
+    text = program.as_text() or ""
+    assert uncounted_memory(text) == (2 * x.nbytes if "ynn" in text.lower() else 0)
+
+
 def test_close_modes_are_timed_again_in_turn():
     """A mode that was disturbed the first time it ran is chosen where it is faster after all."""
     times = {"ReverseMode": [0.5, 0.3], "CheckpointedReverseMode": [0.9], "HybridMode": [0.4]}
