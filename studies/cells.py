@@ -13,7 +13,7 @@ from cases import Case
 
 import calibrant as cal
 from calibrant._files import write_text
-from calibrant.diagnostics import gradients
+from calibrant.diagnostics import GradientHealth, gradients
 
 
 class Cells:
@@ -60,16 +60,28 @@ class Cells:
 def measured(case: Case, method: cal.GVI, *, points: int, repeats: int, seed: int = 0) -> dict[str, Any]:
     """Bias (cosine with central differences, ratio of lengths along them), noise and cost of a method's gradient."""
     health = gradients(case.problem, case.prior, method, points=points, repeats=repeats, others=[], seed=seed)
-    mine, reference = health.configured, health.reference
+    mine, reference = health.configured.raw, health.reference.raw
+    product, size = np.sum(mine.mean * reference.mean), reference.square
     bias = np.sum((mine.mean - reference.mean) ** 2 - mine.error**2 - reference.error**2)
-    size = np.sum(reference.mean**2 - reference.error**2)
+    both = size * mine.square if min(size, mine.square) > 0 else math.nan
     return {
-        "cosine": _number(health.alignment(mine)),
-        "ratio": _number(np.sum(mine.mean * reference.mean) / max(np.sum(reference.mean**2), 1e-30)),
+        "cosine": _number(np.clip(product / math.sqrt(both), -1, 1)),
+        "ratio": _number(product / max(np.sum(reference.mean**2), 1e-30)),
         "bias2": _number(max(bias, 0.0) / size if size > 0 else math.nan),
         "noise2": _number(np.sum(mine.sd**2) / size if size > 0 else math.nan),
-        "forward_runs": mine.forward_runs,
-        "failed": mine.failed,
+        "clipped": clipped(health),
+        "forward_runs": health.configured.forward_runs,
+        "failed": health.configured.failed,
+    }
+
+
+def clipped(health: GradientHealth) -> dict[str, Any]:
+    """The same as the optimiser sees it, and the median length."""
+    mine = health.configured
+    return {
+        "cosine": _number(health.alignment(mine)),
+        "noise2": _number(mine.noise),
+        "length": _number(mine.length),
     }
 
 

@@ -39,7 +39,8 @@ ESTIMATORS: dict[str, tuple[Any, int, int]] = {
     "score of the flow": (cal.FlowScore(), 16, 1),
 }
 
-#: Models whose gradients are measured with fewer repeats: with 32 replicates each, they take minutes.
+#: Models whose gradients are measured with fewer points and repeats: 32 replicates and the differences of as many take
+#: minutes.
 COSTLY = ("june", "sp500")
 
 
@@ -48,10 +49,11 @@ def cell(case_name: str, name: str, budget: int, repeats: int) -> dict[str, Any]
     estimator, simulations, replicates = ESTIMATORS[name]
     runs = estimator.runs(it.problem, it.prior.dim) if isinstance(estimator, E.AbstractEstimator) else 1
     plan = method(simulations, replicates, budget, runs, estimator=estimator)
-    repeats = min(repeats, 8) if case_name in COSTLY else repeats
+    points, repeats = (2, 64 // max(replicates, 8)) if case_name in COSTLY else (4, repeats)
+    repeats = max(repeats, 4)
     try:
         plan.check(it.problem, it.prior)
-        out = {} if isinstance(estimator, cal.FlowScore) else measured(it, plan, points=4, repeats=repeats)
+        out = {} if isinstance(estimator, cal.FlowScore) else measured(it, plan, points=points, repeats=repeats)
         return out | {"fit": fitted(it, plan)}
     except ValueError as error:
         return {"refused": str(error)}

@@ -88,25 +88,28 @@ def test_a_study_refuses_results_of_other_settings(siblings, tmp_path):
 def test_the_rules_for_horizons(siblings):
     study = load("horizons")
 
-    def got(cosine, ratio, noise2, objective):
+    def got(bias2, noise2, cosine, spread, length, objective):
+        """Bias and noise as they are; direction, noise and length of what is clipped."""
         fit = {"objective": objective, "error": 0.5, "start": 10.0, "inside": 1, "truths": 3, "kl": 2.0}
-        bias2 = None if cosine is None else (ratio / cosine) ** 2 - 2 * ratio + 1
-        return {"cosine": cosine, "ratio": ratio, "bias2": bias2, "noise2": noise2, "fit": fit}
+        seen = {"cosine": cosine, "noise2": spread, "length": length}
+        return {"bias2": bias2, "noise2": noise2, "clipped": seen, "fit": fit}
 
-    cells = {"H = 0": got(0.6, 0.6, 0.1, 2.0), "H = 5": got(1.0, 1.8, 3.0, 1.0), "full": got(1.0, 1.0, 200.0, 9.0)}
+    cells = {
+        "H = 0": got(0.8, 0.1, 0.95, 0.1, 0.1, 2.0),
+        "H = 5": got(1.2, 0.5, 0.9, 10.0, 1.8, 1.0),
+        "full": got(1e9, 1e20, 0.9, 100.0, 1.0, 9.0),
+    }
     verdict = study.judged({f"sir|errors|{h}": x for h, x in cells.items()}, "sir", "errors")
     assert verdict["best"] == "H = 5"
-    # Squared errors are 0.82, 1.24, 40; H = 0 points elsewhere, and shares of the others are 0.99 and 0.45.
-    assert verdict["rules"] == {"error": ("H = 0", pytest.approx(1 / 9)), "sound": ("H = 5", 0)}
-    short = study.judged(
-        {"sir|errors|H = 0": cells["H = 0"], "sir|errors|full": got(1.0, 3.0, 0.1, 1.5)}, "sir", "errors"
-    )
-    assert short["rules"]["sound"] == ("H = 0", pytest.approx(0.5 / 8.5))  # neither is sound: by error, 0.82 and 4.02
+    # Squared errors are 0.82, 1.3 and enormous; H = 0 is too short, and shares of the others are 0.82 and 0.52.
+    assert verdict["rules"] == {"error": ("H = 0", pytest.approx(1 / 9)), "clipped": ("H = 5", 0)}
     assert verdict["full"] == pytest.approx(8 / 9)
     assert verdict["error"] == pytest.approx(0.5 / 9)
     assert study.wrong_but_confident(cells["full"]["fit"])
-    unseen = study.judged({"sir|errors|full": got(None, None, None, 1.0)}, "sir", "errors")
-    assert unseen["rules"]["sound"] == ("full", 0)
+    unsound = {"sir|errors|H = 0": cells["H = 0"], "sir|errors|full": got(4.0, 0.1, 1.0, 0.1, 3.0, 1.5)}
+    assert study.judged(unsound, "sir", "errors")["rules"]["clipped"] == ("full", 0)  # 3 times is closer than a tenth
+    unseen = study.judged({"sir|errors|full": got(None, None, None, None, None, 1.0)}, "sir", "errors")
+    assert unseen["rules"]["clipped"] == ("full", 0)
 
 
 def test_the_study_of_estimators_and_its_resumption(siblings, tmp_path, monkeypatch, capsys):

@@ -4,6 +4,7 @@ from calibrant.diagnostics._advice import advise as advise
 from calibrant.diagnostics._gradients import Candidate as Candidate
 from calibrant.diagnostics._gradients import GradientHealth as GradientHealth
 from calibrant.diagnostics._gradients import Measurement as Measurement
+from calibrant.diagnostics._gradients import Moments as Moments
 from calibrant.diagnostics._gradients import default_repeats as default_repeats
 from calibrant.diagnostics._gradients import gradients as gradients
 from calibrant.diagnostics._gradients import summary as summary

@@ -15,15 +15,15 @@ _WORTH = 1.5
 def best(health: GradientHealth) -> Measurement:
     """Of the candidates that point the way of the differences and are about as long, what goes furthest for the work.
 
-    A gradient of the loss that is too long or too short acts like another weight: the divergence from the prior, whose
-    gradient is exact, is set against it.
+    Where it is too short to be clipped, a gradient of the loss that is too long or too short acts like another weight:
+    the divergence from the prior, whose gradient is exact, is set against it.
     """
     sound = [m for m in health.measurements if _aligned(health, m) and _about_as_long(health, m)]
     return max(sound, key=health.progress, default=health.reference)
 
 
 def _about_as_long(health: GradientHealth, m: Measurement) -> bool:
-    return m is health.reference or 1 / _OFF <= health.length(m) <= _OFF
+    return m is health.reference or 1 / _OFF <= m.length <= _OFF
 
 
 def _aligned(health: GradientHealth, m: Measurement) -> bool:
@@ -63,7 +63,7 @@ def advise(health: GradientHealth) -> list[str]:
         out.append(f"The gradient of {listed(wrong)} has the wrong sign; change the estimator or the horizon.")
     ratio, error = health.ratios(mine)
     seen = health.identified & (np.abs(ratio) > 3 * error)
-    zero = [n for i, n in enumerate(health.names) if health.identified[i] and not np.any(mine.mean[:, i])]
+    zero = [n for i, n in enumerate(health.names) if health.identified[i] and not np.any(mine.raw.mean[:, i])]
     if zero:
         out.append(
             f"The gradient of {listed(zero)} is zero and the loss does depend on it: the horizon cuts its paths; name "
@@ -79,13 +79,13 @@ def advise(health: GradientHealth) -> list[str]:
     if not _aligned(health, mine):
         why = f"the configured gradient points another way than the differences (cosine {alignment:.2f})"
     elif not _about_as_long(health, mine):
-        why = f"the configured gradient is {health.length(mine):.2g} times as long as the differences"
+        why = f"the configured gradient is {mine.length:.2g} times as long as the differences"
     elif further > _WORTH:
         why = f"for the same work it goes {further:.2g} times as far as the configured gradient"
     else:
         why = ""
     if why and choice is not mine:
-        length = health.length(choice)
+        length = choice.length
         out.append(
             f"Use {choice.candidate.name}: {why}; this one has cosine {health.alignment(choice):.2f} and {length:.2g} "
             "times the length."

@@ -3,6 +3,11 @@
 At a few draws of a posterior, every candidate estimator is run from many seeds, in the coordinates of the prior, beside
 central differences with common random numbers from the same seeds. A candidate is as good as its mean points the way of
 the differences (bias), as little as it is noise (variance), and as little as it costs.
+
+Direction and variance are those of *clipped* gradients, since these are what a calibration follows: its optimiser clips
+to a norm of 1. Where derivatives grow with time, one gradient in a hundred may be a million times as long as the rest.
+It decides what the mean is, and moves the posterior no further than any other. Near the end of a calibration gradients
+are short and their length counts, against that of the divergence from the prior: of it the median is measured.
 """
 
 import dataclasses
@@ -33,6 +38,8 @@ _POINTS, _SEEDS = 0x47524144, 0x48454C54
 _COLD = 0.1
 #: Updates that the momentum of AdamW averages.
 _AVERAGED = 10
+#: The norm that `default_optimiser` clips to.
+_CLIP = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,15 +54,39 @@ class Candidate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Measurement:
-    """Gradients of a candidate at each point (rows) in each coordinate (columns)."""
+class Moments:
+    """Of gradients at each point (rows) in each coordinate (columns)."""
 
-    candidate: Candidate
     mean: Float[np.ndarray, "points dim"]
     #: Standard error of `mean`.
     error: Float[np.ndarray, "points dim"]
     #: Of one gradient.
     sd: Float[np.ndarray, "points dim"]
+
+    @classmethod
+    def of(cls, gradients: Float[np.ndarray, "points repeats dim"]) -> "Moments":
+        """Those with a NaN are left out."""
+        kept = ~np.any(np.isnan(gradients), axis=2)
+        count = np.maximum(np.sum(kept, axis=1), 1)[:, None]
+        mean = np.nansum(gradients, axis=1) / count
+        sd = np.sqrt(np.nansum((gradients - mean[:, None]) ** 2, axis=1) / np.maximum(count - 1, 1))
+        return cls(mean, sd / np.sqrt(count), sd)
+
+    @property
+    def square(self) -> float:
+        """Of the mean's length over all points together, corrected for its own noise."""
+        return float(np.sum(self.mean**2 - self.error**2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """Gradients of a candidate, as they are and clipped one by one to a norm of 1."""
+
+    candidate: Candidate
+    raw: Moments
+    clipped: Moments
+    #: The median over gradients and points of a gradient's length along the differences, over theirs; 1 is unbiased.
+    length: float
     #: Simulations a gradient takes, and what they cost in simulations without a derivative, measured.
     simulations: int
     forward_runs: float
@@ -65,12 +96,12 @@ class Measurement:
 
     @property
     def noise(self) -> float:
-        """Squared: variance of one gradient over its squared mean, both summed over coordinates and points.
+        """Squared: variance of one clipped gradient over its squared mean, both summed over coordinates and points.
 
         The squared mean is corrected for its own noise.
         """
-        signal = float(np.sum(self.mean**2 - self.error**2))
-        return float(np.sum(self.sd**2)) / signal if signal > 0 else float("inf")
+        signal = self.clipped.square
+        return float(np.sum(self.clipped.sd**2)) / signal if signal > 0 else float("inf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,18 +126,21 @@ class GradientHealth:
         """Central differences."""
         return self.measurements[-1]
 
-    def alignment(self, of: Measurement) -> float:
-        """Cosine between mean gradient and differences, over all points together; 1 is unbiased up to a factor."""
-        a, f = of.mean, self.reference.mean
-        # Differences have noise of their own, which shortens the cosine; their length is corrected for it.
-        length = np.sum(f**2 - self.reference.error**2) * np.sum(a**2 - of.error**2)
-        return float(np.clip(np.sum(a * f) / np.sqrt(length), -1, 1)) if length > 0 else float("nan")
+    @property
+    def target(self) -> Moments:
+        """The mean of the differences, clipped: what a clipped gradient without noise and bias would be."""
+        f = self.reference.raw
+        scale = 1 / np.maximum(1, np.linalg.norm(f.mean, axis=1, keepdims=True) / _CLIP)
+        return Moments(scale * f.mean, scale * f.error, scale * f.sd)
 
-    def length(self, of: Measurement) -> float:
-        """Length of the mean gradient along the differences, over theirs, over all points together; 1 is unbiased."""
-        f = self.reference.mean
-        square = np.sum(f**2 - self.reference.error**2)
-        return float(np.sum(of.mean * f) / square) if square > 0 else float("nan")
+    def alignment(self, of: Measurement) -> float:
+        """Cosine between the means of clipped gradients and the `target`, over all points together; 1 is unbiased up to
+        a factor."""
+        target = self.target
+        # Both have noise of their own, which shortens the cosine; their lengths are corrected for it.
+        length = target.square * of.clipped.square if min(target.square, of.clipped.square) > 0 else 0.0
+        cosine = np.sum(of.clipped.mean * target.mean) / np.sqrt(length) if length > 0 else np.nan
+        return float(np.clip(cosine, -1, 1))
 
     def progress(self, of: Measurement) -> float:
         """How far updates by these gradients go down the expected loss for the work of a forward run, up to a factor.
@@ -123,17 +157,18 @@ class GradientHealth:
 
     def ratios(self, of: Measurement) -> tuple[np.ndarray, np.ndarray]:
         """Of the gradient to differences, by coordinate, and its standard error: a regression through the points."""
-        f, g = self.reference.mean, of.mean
+        f, g = self.reference.raw.mean, of.raw.mean
         square = np.maximum(np.sum(f**2, axis=0), np.finfo(float).tiny)
         ratio = np.sum(f * g, axis=0) / square
-        error = np.sqrt(np.sum(f**2 * (of.error**2 + ratio**2 * self.reference.error**2), axis=0)) / square
+        variance = of.raw.error**2 + ratio**2 * self.reference.raw.error**2
+        error = np.sqrt(np.sum(f**2 * variance, axis=0)) / square
         return ratio, error
 
     @property
     def identified(self) -> np.ndarray:
         """Coordinates in which differences are distinguishable from zero, at the points together (about 3 sd)."""
-        f = self.reference.mean
-        error = np.maximum(self.reference.error, 1e-6 * np.abs(f))  # of a model without noise: 0
+        f = self.reference.raw.mean
+        error = np.maximum(self.reference.raw.error, 1e-6 * np.abs(f))  # of a model without noise: 0
         z = np.divide(f, error, out=np.zeros_like(f), where=error > 0)
         return np.sum(z**2, axis=0) > len(f) + 3 * np.sqrt(2 * len(f))
 
@@ -218,7 +253,9 @@ def gradients(
 
     rows = jnp.repeat(z, repeats, axis=0)
     a_run = _seconds_a_run(problem, prior, method, rows, replicates)
-    measured = [_measure(problem, prior, method, c, rows, points, words, a_run) for c in everyone]
+    taken = [_taken(problem, prior, method, c, rows, points, words) for c in everyone]
+    reference = Moments.of(taken[-1][0]).mean
+    measured = [_measurement(problem, c, *got, reference, a_run) for c, got in zip(everyone, taken, strict=True)]
     return GradientHealth(
         names=tuple(prior.scalar_names()),
         measurements=tuple(measured),
@@ -228,7 +265,7 @@ def gradients(
     )
 
 
-def _measure(
+def _taken(
     problem: Problem,
     prior: Prior,
     method: GVI,
@@ -236,8 +273,8 @@ def _measure(
     rows: Float[Array, "n dim"],
     points: int,
     words: Array,
-    a_run: float,
-) -> Measurement:
+) -> tuple[Float[np.ndarray, "points repeats dim"], float]:
+    """Gradients, NaN where they or their simulations are not finite, and the seconds that one takes."""
     n, dim = rows.shape
     simulation_seeds = seeds(words, (n, candidate.replicates), stream=_SEEDS)
     estimator = candidate.estimator
@@ -270,20 +307,30 @@ def _measure(
     (finite, g), seconds = _timed(run, problem, rows, simulation_seeds)
     g = np.asarray(g, np.float64).reshape(points, -1, dim)
     kept = np.asarray(finite).reshape(points, -1) & np.all(np.isfinite(g), axis=2)
-    g = np.where(kept[..., None], g, np.nan)
-    count = np.maximum(np.sum(kept, axis=1), 1)[:, None]
-    mean = np.nansum(g, axis=1) / count
-    sd = np.sqrt(np.nansum((g - mean[:, None]) ** 2, axis=1) / np.maximum(count - 1, 1))
-    runs = candidate.replicates * estimator.runs(problem, dim)
+    return np.where(kept[..., None], g, np.nan), seconds / n
+
+
+def _measurement(
+    problem: Problem,
+    candidate: Candidate,
+    g: Float[np.ndarray, "points repeats dim"],
+    seconds: float,
+    reference: Float[np.ndarray, "points dim"],
+    a_run: float,
+) -> Measurement:
+    kept = ~np.any(np.isnan(g), axis=2)
+    along = np.sum(g * reference[:, None], axis=2) / np.maximum(
+        np.sum(reference**2, axis=1)[:, None], np.finfo(float).tiny
+    )
     return Measurement(
         candidate=candidate,
-        mean=mean,
-        error=sd / np.sqrt(count),
-        sd=sd,
-        simulations=runs,
-        forward_runs=max(seconds / n / a_run, 0.0),
+        raw=Moments.of(g),
+        clipped=Moments.of(g / np.maximum(1, np.linalg.norm(g, axis=2, keepdims=True) / _CLIP)),
+        length=float(np.median(along[kept])) if np.any(kept) else float("nan"),
+        simulations=candidate.replicates * candidate.estimator.runs(problem, g.shape[2]),
+        forward_runs=max(seconds / a_run, 0.0),
         failed=int(np.sum(~kept)),
-        count=n,
+        count=kept.size,
     )
 
 
@@ -341,7 +388,7 @@ def summary(health: GradientHealth) -> list[dict[str, Any]]:
         {
             "candidate": m.candidate.name,
             "alignment": health.alignment(m),
-            "length": health.length(m),
+            "length": m.length,
             "noise": m.noise,
             "forward_runs": m.forward_runs,
             "progress": float(health.progress(m)),
