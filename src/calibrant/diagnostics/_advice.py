@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from calibrant._horizon import FullHorizon
 from calibrant.diagnostics._gradients import GradientHealth, Measurement
 
 #: Below this cosine with the differences a gradient is called astray.
@@ -92,7 +93,8 @@ def advise(health: GradientHealth) -> list[str]:
         )
     out += _simulations(health, mine)
     growth = health.growth[-1]
-    if np.isfinite(growth) and growth > 1e4:
+    all_paths = isinstance(choice.candidate.horizon, FullHorizon) and choice is not reference
+    if np.isfinite(growth) and growth > 1e4 and not all_paths:  # else clipping is enough
         steps = int(np.argmax(health.growth > 100))
         out.append(
             f"Derivatives grow by a factor of {growth:.0e} over the simulation, as in a chaotic model: a horizon of "
