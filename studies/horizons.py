@@ -171,6 +171,10 @@ def picture(results: dict[str, Any], cases: Sequence[str], losses: Sequence[str]
                         x, y = zip(*shown, strict=True)
                         y = np.clip(y, 1e-4, 1e8)
                         axis.plot(x, y, line, ms=3, lw=1, color=colour, label=None if relatives else label)
+            if not any(f"{case_name}|{loss}|{n}" in results for n in names):
+                axis.set_axis_off()
+                axis.text(0.5, 0.5, "not run", fontsize=8, color="0.5", ha="center", transform=axis.transAxes)
+                continue
             axis.set_yscale("log")
             axis.set_xticks(np.arange(len(names)), names, rotation=90, fontsize=7)
             axis.tick_params(axis="y", which="both", labelsize=7)
