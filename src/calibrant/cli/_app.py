@@ -278,8 +278,9 @@ def gradients_command(
         table.add_row(row["candidate"], *(f"{x:.3g}" for x in numbers))
     _out.print(table)
     _out.print(
-        "cosine, length: beside central differences; noise²: over signal², of one gradient; runs: forward runs "
-        "that take as long; progress: how far updates go the way of the differences for the same work, of the furthest"
+        "cosine: with central differences, of clipped gradients; length: the median one's beside theirs; noise²: over "
+        "signal², of one clipped gradient; runs: forward runs that take as long; progress: how far "
+        "updates go the way of the differences for the same work, of the furthest"
     )
     ratio, error = health.ratios(health.configured)
     table = Table("parameter", "gradient / differences", title="as configured", title_justify="left")
