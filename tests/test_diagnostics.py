@@ -46,6 +46,12 @@ def drifting(method=None, **kwargs):
     return gradients(problem, prior, method, points=3, repeats=4, **kwargs)
 
 
+def costing_simulations(health):
+    """Every simulation costs the same: times of so small a model are of the machine."""
+    measured = tuple(dataclasses.replace(m, forward_runs=float(m.simulations)) for m in health.measurements)
+    return dataclasses.replace(health, measurements=measured)
+
+
 def test_good_gradients_are_called_good():
     health = drifting()
     assert health.names == ("theta",)
@@ -53,16 +59,13 @@ def test_good_gradients_are_called_good():
     np.testing.assert_allclose(ratio, 1.0, atol=1e-3)  # quadratic in theta: differences are exact but for rounding
     assert np.all(health.identified)
     assert health.alignment(health.configured) > 0.999
-    assert any("good" in sentence for sentence in advise(health))
+    assert any("good" in sentence for sentence in advise(costing_simulations(health)))
     np.testing.assert_allclose(health.growth, np.arange(1, 9), rtol=1e-5)  # d x_t / d theta = t
 
 
 def test_a_wrong_sign_is_named_and_a_remedy_given():
     health = drifting(cal.GVI(simulations=4, estimator=Reversed()))
-    costs = [m.simulations for m in health.measurements]  # times of so small a model are of the machine
-    measured = zip(health.measurements, costs, strict=True)
-    costing = tuple(dataclasses.replace(m, forward_runs=float(cost)) for m, cost in measured)
-    text = " ".join(advise(dataclasses.replace(health, measurements=costing)))
+    text = " ".join(advise(costing_simulations(health)))
     assert "theta has the wrong sign" in text
     assert "Use straight-through" in text
 

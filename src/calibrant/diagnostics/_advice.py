@@ -86,10 +86,9 @@ def advise(health: GradientHealth) -> list[str]:
     else:
         why = ""
     if why and choice is not mine:
-        length = choice.length
         out.append(
-            f"Use {choice.candidate.name}: {why}; this one has cosine {health.alignment(choice):.2f} and {length:.2g} "
-            "times the length."
+            f"Use {choice.candidate.name}: {why}; this one has cosine {health.alignment(choice):.2f} and "
+            f"{choice.length:.2g} times the length."
         )
     out += _simulations(health, mine)
     growth = health.growth[-1]

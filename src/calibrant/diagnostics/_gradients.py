@@ -6,8 +6,10 @@ the differences (bias), as little as it is noise (variance), and as little as it
 
 Direction and variance are those of *clipped* gradients, since these are what a calibration follows: its optimiser clips
 to a norm of 1. Where derivatives grow with time, one gradient in a hundred may be a million times as long as the rest.
-It decides what the mean is, and moves the posterior no further than any other. Near the end of a calibration gradients
-are short and their length counts, against that of the divergence from the prior: of it the median is measured.
+It decides what the mean is, and moves the posterior no further than any other. (Clipped here is each gradient, in the
+coordinates of the prior; by the optimiser, the mean of an update's, in those of the flow.) Near the end of a
+calibration gradients are short and their length counts, against that of the divergence from the prior: of it the median
+is measured.
 """
 
 import dataclasses
