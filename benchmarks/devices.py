@@ -165,11 +165,12 @@ def country_areas(people: int, rng: np.random.Generator) -> worlds.Areas:
     )
 
 
-#: Assumed devices: ns an agent-step of a simulation and of its Jacobian, and gigabytes a second between them.
+#: Devices: ns an agent-step of a simulation and of its Jacobian, measured (`june.py`), and gigabytes a second between
+#: them, assumed.
 DEVICES = {
-    "2 CPU cores (measured), 25 Gb/s Ethernet": (20.0, 66.0, 3.125),
-    "H100 (by memory bandwidth, not measured), NVLink": (20.0 * 19 / 3350, 66.0 * 19 / 3350, 450.0),
-    "H100 (by memory bandwidth, not measured), 400 Gb/s": (20.0 * 19 / 3350, 66.0 * 19 / 3350, 50.0),
+    "2 CPU cores, 25 Gb/s Ethernet": (20.0, 66.0, 3.125),
+    "H100, NVLink": (0.25, 0.85, 450.0),
+    "H100, 400 Gb/s": (0.25, 0.85, 50.0),
 }
 _LATENCY = 20e-6
 

@@ -190,7 +190,7 @@ def cell(n: int, structure: str, name: str, simulations: int) -> dict[str, Any]:
     params = inner.default_params.replace(logs)
     data = {"infected": np.zeros(STEPS), "recovered": np.zeros(STEPS)}
     problem = cal.Problem(LogModel(inner), data, AttackRate(n), params=params, steps=STEPS)
-    at_once = max(1, 4_000_000 // (n * STEPS))
+    at_once = max(1, (4_000_000 if jax.default_backend() == "cpu" else 32_000_000) // (n * STEPS))
     if name == "forward":
         return {"seconds_a_simulation": forward(problem, max(2, min(100, simulations * 1000 // n)), at_once)}
     if name == "reference":
@@ -285,7 +285,9 @@ def main(argv: list[str] | None = None) -> None:
     cells = Cells(arguments.out.with_suffix(".json"), {"simulations": simulations})
     todo: list[tuple[str, Any]] = []
     for n in agents:
-        few = max(300, int(simulations * min(1.0, 1000 / n)))  # simulations of more agents have less noise each
+        few = simulations
+        if jax.default_backend() == "cpu":  # simulations of more agents have less noise each, and take longer
+            few = max(300, int(simulations * min(1.0, 1000 / n)))
         for structure in arguments.structures:
             at = reference_of(structure)
             for where, name in ((at, "reference"), *((structure, name) for name in ("forward", *arguments.only))):

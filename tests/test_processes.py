@@ -273,6 +273,7 @@ def test_a_killed_process_ends_the_others_and_one_goes_on(here, monkeypatch, cap
 def test_mistakes_of_joining(arguments, expected, monkeypatch, capsys):
     from calibrant_launch import main
 
+    monkeypatch.setenv("XLA_FLAGS", "")  # which it sets
     monkeypatch.setattr("sys.argv", ["calibrant", "calibrate", "x.toml", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()
