@@ -246,6 +246,30 @@ def test_draws_that_follow_from_draws_of_the_same_step(name, inner):
     assert np.all(np.abs(each.mean(0) - truth) <= 4 * error)
 
 
+@pytest.mark.parametrize(
+    ("model", "at", "steps"),
+    [
+        (cal.models.ThresholdMarket(50), {"threshold": 0.008, "spread": 0.675, "news": 0.98, "depth": 0.165}, 60),
+        (cal.models.BrockHommes(50), {"g2": 0.956, "b2": 0.598, "g3": 0.98, "b3": -0.7455}, 97),
+    ],
+)
+def test_adjoints_that_explode_do_not_carry_muprop_away(model, at, steps):
+    """Along the paths of a chaotic model they reach 10^14 of what the loss can change by."""
+    loss = cal.losses.CustomLoss(lambda x, y, p: jnp.mean(jnp.abs(x)), per_simulation=True)
+    problem = cal.Problem(model, jnp.zeros(steps), loss, params=model.default_params.replace(at), steps=steps)
+    values = {name: jnp.full(32, x) for name, x in at.items()}
+
+    def sizes(estimator):
+        def total(values):
+            return jnp.sum(cal.expect(problem, values, seeds=cal.seeds(0, (32, 8)), estimator=estimator).losses)
+
+        return np.abs(np.stack(list(jax.jit(jax.grad(total))(values).values())))
+
+    plain, muprop = sizes(cal.estimators.ScoreFunction()), sizes(cal.estimators.MuProp())
+    assert np.all(np.median(muprop, axis=1) <= 3 * np.median(plain, axis=1))
+    assert np.all(muprop.max(1) <= 15 * plain.max(1))
+
+
 def test_controls_take_the_noise_of_a_population_away():
     """In a well-mixed population of 400: less noise than the score function and its state baseline, at equal cost."""
     model = cal.models.SIR(cal.networks.random_groups(400, 400, contiguous=True))

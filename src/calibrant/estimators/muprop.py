@@ -14,7 +14,9 @@ half's draws are multiplied with sensitivities from the other. What carries over
 sensitivity as a function of time, of the place of the draw, and of the probability `p` of the draw, which often says in
 what situation an agent is; so it is fitted as a polynomial in `sqrt(p)`, by least squares weighted with the variance of
 the draw. Each place's part is rescaled by a regression of the loss on it in the other half, which leaves out of the
-estimate a sensitivity that is of no use. No step of this makes the estimate biased.
+estimate a sensitivity that is of no use. Before that it is made small enough that no place's part varies more than the
+losses do, which none that is right can; along the paths of a chaotic model adjoints grow without bound. No step of this
+makes the estimate biased.
 """
 
 from collections.abc import Mapping
@@ -173,8 +175,10 @@ def _in_halves(losses, residual, moments, gram):
 
         gram_of_half = total(gram)
         sensitivity = _least_squares(gram_of_half, total(moments))
-        parts = jnp.sum(residual * sensitivity, axis=(1, 3))  # replicates x blocks
         variance = jnp.einsum("tbk,tbkl,tbl->b", sensitivity, gram_of_half, sensitivity) / jnp.sum(members)
+        bound, variance = _bounded(variance, _variance(losses, members))
+        sensitivity = sensitivity * bound[:, None]
+        parts = jnp.sum(residual * sensitivity, axis=(1, 3))  # replicates x blocks
         scale = _scales(jnp.where(members[:, None], parts, 0), losses, members, variance)
         return sensitivity * scale[:, None], parts @ scale
 
@@ -190,17 +194,34 @@ def _in_halves(losses, residual, moments, gram):
     return jnp.where(first, *advantage), jnp.where(chosen, *weight)
 
 
-def _least_squares(gram: Float[Array, "... k k"], moments: Float[Array, "... k"]) -> Float[Array, "... k"]:
-    """Solve where there is something to solve: columns without weight get no coefficient."""
+def _least_squares(
+    gram: Float[Array, "times blocks k k"], moments: Float[Array, "times blocks k"]
+) -> Float[Array, "times blocks k"]:
+    """Solve where there is something to solve: columns without weight get no coefficient, and times with a thousandth
+    of the usual weight little: what a few improbable draws say is not for the draws of another replicate."""
     k = gram.shape[-1]
     diagonal = jnp.diagonal(gram, axis1=-2, axis2=-1)
     used = diagonal > jnp.finfo(gram.dtype).tiny
     scale = jnp.where(used, 1 / jnp.sqrt(jnp.where(used, diagonal, 1)), 0)
-    ridge = 1e-3 * jnp.eye(k, dtype=gram.dtype) + jnp.where(used, 0, 1)[..., None] * jnp.eye(k)
-    correlation = gram * scale[..., None] * scale[..., None, :] + ridge.astype(gram.dtype)
+    typical = jnp.mean(diagonal, axis=0) * scale**2
+    ridge = 1e-3 * (1 + typical) + jnp.where(used, 0, 1)
+    correlation = gram * scale[..., None] * scale[..., None, :] + (ridge[..., None] * jnp.eye(k)).astype(gram.dtype)
     solve = jnp.vectorize(lambda a, b: solve_positive(a, b[:, None])[:, 0], signature="(k,k),(k)->(k)")
     solved = scale * solve(correlation, scale * moments)
     return jnp.where(jnp.isfinite(solved), solved, 0)
+
+
+def _variance(losses: Float[Array, " n"], members) -> Float[Array, ""]:
+    count = jnp.sum(members)
+    centred = jnp.where(members, losses - jnp.sum(jnp.where(members, losses, 0)) / count, 0)
+    return jnp.sum(centred**2) / (count - 1)
+
+
+def _bounded(variance: Float[Array, " blocks"], of_losses: Float[Array, ""]):
+    """Factors with which no block's part varies more than the losses do, and the variances then."""
+    sound = jnp.isfinite(variance)
+    bound = jnp.sqrt(jnp.minimum(1, of_losses / jnp.where(sound & (variance > 0), variance, 1)))
+    return jnp.where(sound, jnp.where(variance > 0, bound, 1), 0), jnp.where(sound, jnp.minimum(variance, of_losses), 0)
 
 
 def _scales(parts: Float[Array, "n blocks"], losses: Float[Array, " n"], members, variance) -> Float[Array, " blocks"]:
