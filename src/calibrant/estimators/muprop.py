@@ -14,9 +14,9 @@ half's draws are multiplied with sensitivities from the other. What carries over
 sensitivity as a function of time, of the place of the draw, and of the probability `p` of the draw, which often says in
 what situation an agent is; so it is fitted as a polynomial in `sqrt(p)`, by least squares weighted with the variance of
 the draw. Each place's part is rescaled by a regression of the loss on it in the other half, which leaves out of the
-estimate a sensitivity that is of no use. Before that it is made small enough that no place's part varies more than the
-losses do, which none that is right can; along the paths of a chaotic model adjoints grow without bound. No step of this
-makes the estimate biased.
+estimate a sensitivity that is of no use. Before that it is made small enough that no place's part varies more than
+twice as widely as the losses, which none that is right does; along the paths of a chaotic model adjoints grow without
+bound. No step of this makes the estimate biased.
 """
 
 from collections.abc import Mapping
@@ -36,6 +36,9 @@ from calibrant.estimators._residuals import Columns, Residuals
 from calibrant.estimators._sites import sites
 from calibrant.estimators._solve import solve_positive
 from calibrant.estimators.score_function import loss_of_each, score_times
+
+#: The standard deviation that a part may have, in those of the losses, which a few replicates know roughly.
+_SPREAD = 2.0
 
 
 class MuProp(AbstractEstimator):
@@ -176,7 +179,7 @@ def _in_halves(losses, residual, moments, gram):
         gram_of_half = total(gram)
         sensitivity = _least_squares(gram_of_half, total(moments))
         variance = jnp.einsum("tbk,tbkl,tbl->b", sensitivity, gram_of_half, sensitivity) / jnp.sum(members)
-        bound, variance = _bounded(variance, _variance(losses, members))
+        bound, variance = _bounded(variance, _SPREAD**2 * _variance(losses, members))
         sensitivity = sensitivity * bound[:, None]
         parts = jnp.sum(residual * sensitivity, axis=(1, 3))  # replicates x blocks
         scale = _scales(jnp.where(members[:, None], parts, 0), losses, members, variance)
@@ -217,11 +220,11 @@ def _variance(losses: Float[Array, " n"], members) -> Float[Array, ""]:
     return jnp.sum(centred**2) / (count - 1)
 
 
-def _bounded(variance: Float[Array, " blocks"], of_losses: Float[Array, ""]):
-    """Factors with which no block's part varies more than the losses do, and the variances then."""
+def _bounded(variance: Float[Array, " blocks"], most: Float[Array, ""]):
+    """Factors with which no block's part has a variance above `most`, and the variances then."""
     sound = jnp.isfinite(variance)
-    bound = jnp.sqrt(jnp.minimum(1, of_losses / jnp.where(sound & (variance > 0), variance, 1)))
-    return jnp.where(sound, jnp.where(variance > 0, bound, 1), 0), jnp.where(sound, jnp.minimum(variance, of_losses), 0)
+    bound = jnp.sqrt(jnp.minimum(1, most / jnp.where(sound & (variance > 0), variance, 1)))
+    return jnp.where(sound, jnp.where(variance > 0, bound, 1), 0), jnp.where(sound, jnp.minimum(variance, most), 0)
 
 
 def _scales(parts: Float[Array, "n blocks"], losses: Float[Array, " n"], members, variance) -> Float[Array, " blocks"]:
