@@ -83,10 +83,10 @@ RULES = {"error": _error, "clipped": _clipped}
 
 
 def judged(results: dict[str, Any], case_name: str, loss: str) -> dict[str, Any] | None:
-    """What the rules choose and lose, beside the best horizon, the full one, and H = 0."""
+    """What the rules choose among those of `--quick`, and lose, beside the best of all, the full one, and H = 0."""
     found = {h: results[f"{case_name}|{loss}|{h}"] for h in HORIZONS if f"{case_name}|{loss}|{h}" in results}
     fits = {h: got["fit"] for h, got in found.items() if got["fit"]["objective"] is not None}
-    if not fits:
+    if not any(h in fits for h in QUICK):
         return None
     best = min(fits, key=lambda h: fits[h]["objective"])
     gain = max(fits[best]["start"] - fits[best]["objective"], 1e-12)
@@ -94,7 +94,8 @@ def judged(results: dict[str, Any], case_name: str, loss: str) -> dict[str, Any]
     def lost(name: str) -> float | None:
         return None if name not in fits else (fits[name]["objective"] - fits[best]["objective"]) / gain
 
-    rules = {rule: min(fits, key=lambda h: badness(found[h])) for rule, badness in RULES.items()}
+    candidates = [h for h in QUICK if h in fits]
+    rules = {rule: min(candidates, key=lambda h: badness(found[h])) for rule, badness in RULES.items()}
     return {
         "best": best,
         "error": (fits[best]["error"] or 0) / gain,
