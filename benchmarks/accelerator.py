@@ -1,4 +1,4 @@
-"""An accelerator against the CPU of the same machine: every bundled model gives the same, and how long it takes.
+"""An accelerator against the CPU of the same machine: bundled models give the same, and how long it takes.
 
     python benchmarks/accelerator.py [--models sir june ...] [--out accelerator.json]
 

@@ -282,11 +282,13 @@ def main(argv: list[str] | None = None) -> None:
     everything = [50, 200, 1000, 5000, 20_000, 100_000]
     agents = arguments.agents or ([50] if arguments.tiny else [50, 1000] if arguments.quick else everything)
     simulations = arguments.simulations or (400 if arguments.tiny else 3000)
-    cells = Cells(arguments.out.with_suffix(".json"), {"simulations": simulations})
+    on_cpu = jax.default_backend() == "cpu"
+    settings = {"simulations": simulations} | ({} if on_cpu else {"backend": jax.default_backend()})
+    cells = Cells(arguments.out.with_suffix(".json"), settings)
     todo: list[tuple[str, Any]] = []
     for n in agents:
         few = simulations
-        if jax.default_backend() == "cpu":  # simulations of more agents have less noise each, and take longer
+        if on_cpu:  # simulations of more agents have less noise each, and take longer
             few = max(300, int(simulations * min(1.0, 1000 / n)))
         for structure in arguments.structures:
             at = reference_of(structure)
