@@ -270,6 +270,27 @@ def test_adjoints_that_explode_do_not_carry_muprop_away(model, at, steps):
     assert np.all(muprop.max(1) <= 15 * plain.max(1))
 
 
+def test_branching_meets_a_draw_among_thousands():
+    """The one agent whose chance to be infected at first the parameter decides, in an epidemic of 8,000 draws."""
+    model = cal.models.SIR(cal.networks.random_groups(400, 400, contiguous=True))
+    loss = cal.losses.CustomLoss(
+        lambda x, y, p: jnp.mean(x["infected"][:, -1] + x["recovered"][:, -1]), per_simulation=True
+    )
+    data = {"infected": np.zeros(10), "recovered": np.zeros(10)}
+    problem = cal.Problem(model, data, loss, params=model.Params(initial=8.5), steps=10)
+    place = list(problem.parameter_names).index("initial")
+
+    def derivative(estimator):
+        each = estimates(problem, estimator, 400, 1, rows=50)[..., place].reshape(-1)
+        return each, each.mean(), each.std(ddof=1) / np.sqrt(each.size)
+
+    each, mean, error = derivative(cal.estimators.Branching(16))
+    _, reference, its_error = derivative(cal.estimators.FiniteDifferences(0.2))
+    assert np.mean(each != 0) > 0.5
+    assert abs(mean - reference) <= 4 * np.hypot(error, its_error)
+    assert error <= 0.2 * abs(reference)
+
+
 def test_controls_take_the_noise_of_a_population_away():
     """In a well-mixed population of 400: less noise than the score function and its state baseline, at equal cost."""
     model = cal.models.SIR(cal.networks.random_groups(400, 400, contiguous=True))

@@ -8,7 +8,7 @@ The pruned stochastic triple of Arya, Schauer, Schaefer, Rackauckas 2022, arXiv 
 where `L(b_i -> j)` is the loss of the simulation in which draw `i` is `j` and everything later follows from that. (For
 a Bernoulli draw: the difference between 1 and 0 times `dp`, whichever came out. The original weighs the outcomes by
 `dp / (1 - p)` from below alone; the expectation is the same.) Of the sum over all draws, `branches` terms are picked at
-random, with importance `p_ij`, for all parameters at once.
+random, for all parameters at once: half by importance `p_ij`, half the same but with an equal share for each site.
 
 With `a_i = dL/db_i`, the straight-through adjoint of draw `i`, the same is
 
@@ -161,15 +161,25 @@ class _Candidates(AbstractRecorder):
 
 
 def _pick(candidates: Any, words: Array, k: int) -> tuple[_Picks, Float[Array, " k"]]:
-    """`k` of the candidates of all times and sites, by the importance of the site, and the probability of each."""
+    """`k` of the candidates of all times and sites, and the probability of each.
+
+    Half of the chances are spread by importance over all draws, and half evenly over sites: a site of few draws, such
+    as the first cases of an epidemic, would else be met once in thousands of picks, and its gradient be zero until
+    then.
+    """
     total = candidates["total"]  # times x sites
-    cumulative = jnp.cumsum(total.reshape(-1))
+    of_site = jnp.sum(total, axis=0)
+    occurs = of_site > 0
+    evenly = jnp.where(occurs, 1 / jnp.where(occurs, of_site, 1), 0) / jnp.maximum(jnp.sum(occurs), 1)
+    scale = 0.5 * (1 / jnp.sum(of_site) + evenly)  # of importance to chance, for each site
+    chances = total * scale
+    cumulative = jnp.cumsum(chances.reshape(-1))
     u = _uniforms(words, jnp.uint32(0xFFFFFFFF), 0xFFFFFFFF, k).astype(total.dtype)
     place = jnp.minimum(jnp.searchsorted(cumulative, u * cumulative[-1], side="right"), cumulative.shape[0] - 1)
     time, site = jnp.divmod(place.astype(jnp.int32), total.shape[1])
     each = jnp.arange(k)
     picks = _Picks(time, site, candidates["agent"][time, site, each], candidates["other"][time, site, each])
-    return picks, candidates["importance"][time, site, each] / cumulative[-1]
+    return picks, candidates["importance"][time, site, each] * scale[site] / cumulative[-1]
 
 
 class _Change(AbstractRecorder):
