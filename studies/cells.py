@@ -63,7 +63,7 @@ def measured(case: Case, method: cal.GVI, *, points: int, repeats: int, seed: in
     mine, reference = health.configured.raw, health.reference.raw
     product, size = np.sum(mine.mean * reference.mean), reference.square
     bias = np.sum((mine.mean - reference.mean) ** 2 - mine.error**2 - reference.error**2)
-    both = size * mine.square if min(size, mine.square) > 0 else math.nan
+    both = size * mine.square if reference.seen and mine.seen else math.nan
     return {
         "cosine": _number(np.clip(product / math.sqrt(both), -1, 1)),
         "ratio": _number(product / max(np.sum(reference.mean**2), 1e-30)),

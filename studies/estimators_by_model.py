@@ -63,14 +63,24 @@ def table(results: dict[str, Any], cases: Sequence[str], names: Sequence[str]) -
     lines = []
     for case_name in cases:
         lines.append(f"\n**{case_name}**\n")
-        lines.append("| estimator | cosine | length | noise² | runs each | objective | inside | seconds |")
-        lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
+        heads = (
+            "estimator",
+            "values x replicates",
+            "cosine",
+            "length",
+            "noise²",
+            "cost",
+            "objective",
+            "inside",
+            "seconds",
+        )
+        lines += [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
         for name in names:
             got = results.get(f"{case_name}|{name}")
             if got is None:
                 continue
             if "refused" in got:
-                lines.append(f"| {name} | refused | | | | | | |")
+                lines.append(f"| {name} | | refused | | | | | | |")
                 continue
             fit = got["fit"]
             numbers = [got.get(k) for k in ("cosine", "ratio", "noise2", "forward_runs")]
@@ -78,7 +88,10 @@ def table(results: dict[str, Any], cases: Sequence[str], names: Sequence[str]) -
             flag = " (wrong, confident)" if wrong_but_confident(fit) else ""
             objective = "" if fit["objective"] is None else f"{fit['objective']:.3g} ± {fit['error'] or 0:.1g}"
             inside = f"{fit['inside']} of {fit['truths']}" if fit["truths"] else ""
-            lines.append(f"| {name} | {' | '.join(shown)} | {objective} | {inside}{flag} | {fit['seconds']:.0f} |")
+            how = " x ".join(map(str, ESTIMATORS[name][1:]))
+            lines.append(
+                f"| {name} | {how} | {' | '.join(shown)} | {objective} | {inside}{flag} | {fit['seconds']:.0f} |"
+            )
     return "\n".join(lines)
 
 

@@ -1,12 +1,14 @@
 """Horizons: bias and noise of the straight-through gradient, the calibration reached, and a rule that chooses H.
 
 H = 0, 1, 2, 5, 10, 20, 50 and full, and the block and geometric relatives, over seven models (JUNE up to H = 20) and
-three losses. Two rules choose a horizon by what is measured at the start: the smallest squared error of an update's
-gradient, bias squared plus variance over the number of values; and, of gradients clipped as the optimiser clips them,
-the largest share of an update that goes the right way (`GradientHealth.progress` without the cost), among horizons
-whose median gradient has its length within a factor of two (where there is none, the closest length). The second was
-made on the cells that `made_on` names and is judged on the others too: by the objective it reaches against the best
-horizon's and the full one's.
+three losses. Rules choose a horizon by what is measured at the start: "error", the smallest squared error of an
+update's gradient, bias squared plus variance over the number of values; "clipped", of gradients clipped as the
+optimiser clips them, the largest share of an update that goes the right way, among horizons whose median gradient has
+its length within a factor of two (where there is none, the closest length); and "advised", what `calibrant gradients`
+would say of the horizons that it offers (its H = 3 stands as H = 2 here): the same for the work, if the cosine is 0.8
+at least, and differences where nothing is. "clipped" was made on the cells that `made_on` names; the cosine, the
+length and the cost of "advised" are of the advice as it was before it was tried here. Each is judged by the objective
+it reaches against the best horizon's and the full one's.
 
     python studies/horizons.py [--tiny | --quick] [--cases sir june ...] [--losses summaries errors mmd]
 
@@ -15,7 +17,7 @@ Results are kept cell by cell in OUT.json; what is there already is not run agai
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from matplotlib.figure import Figure
 
 import calibrant as cal
 from calibrant._files import atomic_path
+from calibrant.diagnostics._advice import about_as_long, points_right
+from calibrant.diagnostics._gradients import right_way
 
 #: name -> horizon
 HORIZONS: dict[str, cal.AbstractHorizon] = {
@@ -71,19 +75,34 @@ def _error(got: dict[str, Any]) -> float:
 
 def _clipped(got: dict[str, Any]) -> float:
     """Minus the share of an update that goes the right way, where the length is sound."""
-    seen = got.get("clipped", {})
-    if any(seen.get(k) is None for k in ("cosine", "noise2", "length")):
+    seen = got["clipped"]
+    if any(seen[k] is None for k in ("cosine", "noise2", "length")):
         return math.inf
-    if not 0.5 <= seen["length"] <= 2:
+    if not about_as_long(seen["length"]):
         return 1 + abs(math.log(max(seen["length"], 1e-9)))
-    return -seen["cosine"] / math.sqrt(1 + seen["noise2"] / (10 * VALUES))
+    return -right_way(seen["cosine"], seen["noise2"], VALUES)
 
 
-RULES = {"error": _error, "clipped": _clipped}
+def _advised(got: dict[str, Any]) -> float:
+    """Minus the same for the work of a forward run, where `calibrant gradients` would not call it astray."""
+    seen = got["clipped"]
+    if any(seen[k] is None for k in ("cosine", "noise2", "length")):
+        return math.inf
+    if not (points_right(seen["cosine"]) and about_as_long(seen["length"])):
+        return math.inf
+    return -right_way(seen["cosine"], seen["noise2"], VALUES) / got["forward_runs"]
+
+
+#: rule -> (what it makes small, among what)
+RULES = {
+    "error": (_error, QUICK),
+    "clipped": (_clipped, QUICK),
+    "advised": (_advised, ["full", "H = 0", "H = 2", "H = 10"]),
+}
 
 
 def judged(results: dict[str, Any], case_name: str, loss: str) -> dict[str, Any] | None:
-    """What the rules choose among those of `--quick`, and lose, beside the best of all, the full one, and H = 0."""
+    """What the rules choose, and lose, beside the best of all, the full one, and H = 0."""
     found = {h: results[f"{case_name}|{loss}|{h}"] for h in HORIZONS if f"{case_name}|{loss}|{h}" in results}
     fits = {h: got["fit"] for h, got in found.items() if got["fit"]["objective"] is not None}
     if not any(h in fits for h in QUICK):
@@ -94,8 +113,11 @@ def judged(results: dict[str, Any], case_name: str, loss: str) -> dict[str, Any]
     def lost(name: str) -> float | None:
         return None if name not in fits else (fits[name]["objective"] - fits[best]["objective"]) / gain
 
-    candidates = [h for h in QUICK if h in fits]
-    rules = {rule: min(candidates, key=lambda h: badness(found[h])) for rule, badness in RULES.items()}
+    def chosen(badness: Callable[[dict[str, Any]], float], among: list[str]) -> str:
+        of = {h: badness(found[h]) for h in among if h in fits}
+        return min(of, key=of.__getitem__) if of and min(of.values()) < math.inf else "differences"
+
+    rules = {rule: chosen(*how) for rule, how in RULES.items()}
     return {
         "best": best,
         "error": (fits[best]["error"] or 0) / gain,
@@ -128,6 +150,8 @@ def table(results: dict[str, Any], cases: Sequence[str], losses: Sequence[str]) 
         "by error",
         "loses",
         "clipped",
+        "loses",
+        "advised",
         "loses",
         "best",
         "full loses",

@@ -1,6 +1,7 @@
 """The health of gradients, on models whose gradients are known."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from calibrant.diagnostics import (
     Measurement,
     Moments,
     advise,
+    described,
     gradients,
     gradients_figure,
     summary,
@@ -115,6 +117,34 @@ def invented(cosine, noise, runs, length=1.0):
     moments = Moments(mean, 1e-6 * mean, np.full((2, 2), np.sqrt(noise / 2)))
     candidate = Candidate(f"{cosine}", cal.estimators.Pathwise())
     return Measurement(candidate, moments, moments, length * cosine, 1, runs, 0, 32)
+
+
+def test_noise_has_no_direction():
+    """A cosine of a mean that is nothing but noise would be anything from -1 to 1, and is not given."""
+    rng = np.random.default_rng(0)
+    reference = invented(1.0, 0.01, 50.0)
+    for _ in range(20):
+        noise = Moments.of(rng.normal(size=(2, 32, 2)))
+        candidate = Measurement(Candidate("noise", cal.estimators.Pathwise()), noise, noise, 1.0, 1, 1.0, 0, 64)
+        health = GradientHealth(("a", "b"), (candidate, reference), np.ones(3), 5, 1.0)
+        assert np.isnan(health.alignment(candidate))
+        assert best(health) is reference
+        assert "too noisy to have a direction" in " ".join(advise(health))
+
+
+def test_every_parameter_has_its_numbers():
+    health = drifting(cal.GVI(estimator=Tripled()))
+    (row,) = health.by_parameter(health.configured)
+    mine, reference = health.configured.raw.mean, health.reference.raw.mean
+    assert row["parameter"] == "theta"
+    assert row["mean"] == pytest.approx(np.mean(mine))
+    assert row["bias"] == pytest.approx(np.mean(mine - reference))
+    assert row["ratio"] == pytest.approx(3.0, rel=1e-3)
+    assert row["variance"] == pytest.approx(np.mean(health.configured.raw.sd**2))
+    told = described(health)
+    assert told["candidates"][0]["by_parameter"][0]["bias"] == row["bias"]
+    assert len(told["growth_by_step"]) == 8
+    json.dumps(told, allow_nan=False)
 
 
 def test_the_furthest_way_is_advised():

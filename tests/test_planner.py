@@ -1,6 +1,10 @@
 """The planner: what fits is found, what does not is refused, and a plan changes no result."""
 
+import json
+import subprocess
+import sys
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +49,18 @@ def test_reverse_mode_is_given_up_where_it_does_not_fit(town):
     assert method.simulations_at_once == plan.chosen.simulations_at_once
     assert dict(zip(planner.PLAN_COLUMNS, plan.rows()[0], strict=True))["simulations at once"] == "does not fit"
     assert sum("(chosen)" in row[0] for row in plan.rows()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is reset by Linux alone")
+def test_the_plan_stays_inside_the_budget_as_measured():
+    """Resident memory at its peak, in MB, where reverse mode takes several times the budget."""
+    budget = 200.0
+    command = [sys.executable, str(Path(__file__).with_name("peak.py")), str(budget)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+    got = json.loads(done.stdout.splitlines()[-1])
+    assert got["reverse"] > 2 * budget
+    assert got["planned"] <= budget
 
 
 def test_a_group_of_simulations_is_found(town):

@@ -8,7 +8,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 import toys
-from test_diagnostics import Reversed, Tripled
+from test_diagnostics import Reversed, SometimesEnormous, Tripled
 
 import calibrant as cal
 from calibrant.diagnostics import StartCheck, start_check
@@ -184,3 +184,26 @@ def test_a_check_that_is_left_out_is_said():
     calibration = cal.calibrate(it, prior, method=method, progress=progress)
     assert any("at most 64 numbers" in str(note) for note in progress.notes)
     assert calibration.gradient_check is None
+
+
+def test_signs_are_seen_however_often_the_objective_is_evaluated():
+    problem = cal.Problem(toys.Drift(), 2.0 * np.arange(1.0, 9.0), cal.losses.MeanSquaredError(), steps=8)
+    method = cal.GVI(
+        max_updates=40, evaluate_every=2, simulations=4, kl_samples=8, evaluation_simulations=4,
+        estimator=SometimesEnormous(), family=cal.posteriors.FullRankGaussian(),
+    )  # fmt: skip
+    result = cal.calibrate(problem, method=method, seed=3, progress=False, throw=False)
+    assert "gradients explode" in [s["name"] for s in result.signatures]
+
+
+@pytest.mark.parametrize(
+    "method", [cal.inference.Point(replicates=2), cal.inference.NUTS(replicates=2), cal.inference.SMCABC()]
+)
+def test_every_method_that_takes_gradients_is_checked(method):
+    problem = cal.Problem(toys.Drift(), 0.5 * np.arange(1.0, 9.0), cal.losses.MeanSquaredError(), steps=8)
+    check = start_check(problem, cal.Prior.of(problem), method)
+    if isinstance(method, cal.inference.SMCABC):
+        assert check is None
+    else:
+        assert check is not None
+        np.testing.assert_allclose(check.ratio, 1.0, atol=1e-2)

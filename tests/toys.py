@@ -123,6 +123,30 @@ class Choice(AbstractModel):
         return state
 
 
+class TradeParams(Params):
+    a: Float[Array, ""] = parameter(0.5)
+    b: Float[Array, ""] = parameter(0.8)
+
+
+class Trade(AbstractModel):
+    """A step has a Bernoulli draw, whether there is news, and a categorical one that depends on it: sell, wait, or buy.
+    The price goes on from both."""
+
+    Params = TradeParams
+
+    def init(self, params, rng):
+        return jnp.zeros((), params.a.dtype)
+
+    def step(self, params, state, inputs_t, rng):
+        news = rng.bernoulli(jax.nn.sigmoid(params.a - state), site="news")
+        lean = params.b * (news - 0.4) - 0.3 * state
+        traded = rng.categorical(jax.nn.softmax(jnp.stack([-lean, 0 * lean, lean])), site="trade")
+        return 0.7 * state + 1.2 * traded[2] - 0.3 * traded[0] + 0.5 * params.a * news
+
+    def observe(self, params, state, inputs_t, rng):
+        return state
+
+
 class ContagionParams(Params):
     beta: Float[Array, ""] = parameter(1.2)
     gamma: Float[Array, ""] = parameter(0.5)

@@ -22,7 +22,7 @@ from calibrant.diagnostics import start_check
 from calibrant.diagnostics._start import MOST_CHECKED
 from calibrant.inference import GVI, AbstractMethod, Evaluation, Result
 from calibrant.inference._planner import PLAN_COLUMNS
-from calibrant.inference._watch import Signature, Watch
+from calibrant.inference._watch import WATCHED, Signature, Watch
 from calibrant.posteriors import Posterior
 
 _FIXED, _FRESH = 0, 1
@@ -116,7 +116,7 @@ class _Run:
             self.plan = plan.describe()
             self.timings["planning"] = time.perf_counter() - self._started
         now = time.perf_counter()
-        if check_gradients and isinstance(self.method, GVI):
+        if check_gradients:
             checked = start_check(problem, prior, self.method, posterior=start, seed=self.seed)
             if checked is not None:
                 progress.note(table("Gradients at the start", ("parameter", "gradient / differences"), checked.rows()))
@@ -124,7 +124,7 @@ class _Run:
                     progress.note(checked.warning())
                 self.gradient_check = checked.describe()
                 self.timings["gradient_check"] = time.perf_counter() - now
-            elif prior.dim > MOST_CHECKED:
+            elif isinstance(self.method, GVI) and prior.dim > MOST_CHECKED:
                 progress.note(f"Gradients are set beside differences at the start for at most {MOST_CHECKED} numbers.")
         self.state = self.best = self.method.init(problem, prior, self.seed, start)
         self.evaluate()
@@ -278,7 +278,8 @@ def _loop(run: _Run, total: int, every: int, checkpoint: Callable[[bool], None])
                 failed = float(np.mean(run.book.failed_share(evaluated)))
                 message = f"loss {row['loss']:.4g}" + (f", KL {row['kl']:.3g}" if np.isfinite(row["kl"]) else "")
                 progress.advance(updates, message + (f", {failed:.0%} failed" if failed else ""))
-                recent = run.book.scalars(evaluated) | {"failed": run.book.failed_share(evaluated)}
+                since = max(0, min(evaluated, run.update - WATCHED))
+                recent = run.book.scalars(since) | {"failed": run.book.failed_share(since)}
                 for signature in run.watch(run.history, recent):
                     progress.note(f"Watch out: {signature}.")
                 result = _ended(run)

@@ -2,6 +2,8 @@
 
 import csv
 import io
+import json
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -241,7 +243,7 @@ def gradients_command(
     size: Annotated[float | None, typer.Option(help="JUNE: people of the built town")] = None,
     scale: Annotated[float | None, typer.Option(help="JUNE: of London's population, up to 1")] = None,
     data: Annotated[Path | None, typer.Option(help="directory of the data file")] = None,
-    out: Annotated[Path | None, typer.Option(help="PNG to write")] = None,
+    out: Annotated[Path | None, typer.Option(help="PNG to write, with the numbers beside it in JSON")] = None,
     devices: DevicesOption = None,
     processes: ProcessesOption = None,
     process: ProcessOption = None,
@@ -275,24 +277,40 @@ def gradients_command(
     furthest = max(max(row["progress"] for row in candidates), 1e-30)
     for row in candidates:
         numbers = [row["alignment"], row["length"], row["noise"], row["forward_runs"], row["progress"] / furthest]
-        table.add_row(row["candidate"], *(f"{x:.3g}" for x in numbers))
+        table.add_row(row["candidate"], *(f"{x:.3g}" if math.isfinite(x) else "all noise" for x in numbers))
     _out.print(table)
     _out.print(
         "cosine: with central differences, of clipped gradients; length: the median one's beside theirs; noise²: over "
         "signal², of one clipped gradient; runs: forward runs that take as long; progress: how far "
         "updates go the way of the differences for the same work, of the furthest"
     )
-    ratio, error = health.ratios(health.configured)
-    table = Table("parameter", "gradient / differences", title="as configured", title_justify="left")
-    for label, r, e, seen in zip(health.names, ratio, error, health.identified, strict=True):
-        table.add_row(label, f"{r:.2g} ± {e:.1g}" if seen else "differences are all noise")
-    _out.print(table)
-    for sentence in diagnostics.advise(health):
+    parameters = Table(
+        "parameter", "mean", "bias", "variance", "signal/noise", "ratio", title="as configured", title_justify="left"
+    )
+    for row in health.by_parameter(health.configured):
+        mean, bias, ratio = (_plus_minus(row[key], row[f"{key}_error"]) for key in ("mean", "bias", "ratio"))
+        numbers = (f"{row['variance']:.2g}", f"{row['signal_to_noise']:.2g}")
+        parameters.add_row(row["parameter"], mean, bias, *numbers, ratio)
+    _out.print(parameters)
+    _out.print(
+        "of gradients as they are, averaged over the points, in coordinates of the prior; bias: the mean less that of "
+        "the differences; signal/noise: of one gradient; ratio: of the gradient to the differences"
+    )
+    advice = diagnostics.advise(health)
+    for sentence in advice:
         _out.print(f"- {sentence}", soft_wrap=True)
     written = own(Path(f"{name}-gradients.png") if out is None else out)
     with atomic_path(written) as part:
         diagnostics.gradients_figure(health).savefig(part, dpi=150, format="png")
-    _out.print(f"picture: {written}", soft_wrap=True)
+    numbers_file = written.with_suffix(".json")
+    write_text(
+        numbers_file, json.dumps({"advice": advice} | diagnostics.described(health), indent=1, allow_nan=False) + "\n"
+    )
+    _out.print(f"picture: {written}, numbers: {numbers_file}", soft_wrap=True)
+
+
+def _plus_minus(x: float, error: float) -> str:
+    return f"{x:.2g} ± {error:.1g}" if math.isfinite(x) else "differences are all noise"
 
 
 def _of_run(folder: Path) -> tuple[Problem, Prior, AbstractMethod, Posterior]:

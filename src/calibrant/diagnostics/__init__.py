@@ -6,6 +6,7 @@ from calibrant.diagnostics._gradients import GradientHealth as GradientHealth
 from calibrant.diagnostics._gradients import Measurement as Measurement
 from calibrant.diagnostics._gradients import Moments as Moments
 from calibrant.diagnostics._gradients import default_repeats as default_repeats
+from calibrant.diagnostics._gradients import described as described
 from calibrant.diagnostics._gradients import gradients as gradients
 from calibrant.diagnostics._gradients import summary as summary
 from calibrant.diagnostics._picture import gradients_figure as gradients_figure

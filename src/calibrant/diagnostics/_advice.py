@@ -23,12 +23,22 @@ def best(health: GradientHealth) -> Measurement:
     return max(sound, key=health.progress, default=health.reference)
 
 
+def about_as_long(length: float) -> bool:
+    """Whether a gradient of this median length, of the differences', acts like one of the right length."""
+    return 1 / _OFF <= length <= _OFF
+
+
 def _about_as_long(health: GradientHealth, m: Measurement) -> bool:
-    return m is health.reference or 1 / _OFF <= m.length <= _OFF
+    return m is health.reference or about_as_long(m.length)
+
+
+def points_right(cosine: float) -> bool:
+    """Whether a gradient with this cosine to the differences is not astray."""
+    return cosine >= _ALIGNED
 
 
 def _aligned(health: GradientHealth, m: Measurement) -> bool:
-    return m is health.reference or (health.alignment(m) >= _ALIGNED and not _wrong_signs(health, m))
+    return m is health.reference or (points_right(health.alignment(m)) and not _wrong_signs(health, m))
 
 
 def _wrong_signs(health: GradientHealth, m: Measurement) -> list[str]:
@@ -45,7 +55,7 @@ def listed(names: list[str]) -> str:
 def advise(health: GradientHealth) -> list[str]:
     """Sentences: what is wrong with the gradients of the method as configured, and what to do."""
     mine, reference, out = health.configured, health.reference, []
-    if reference.noise == float("inf") or not np.any(health.identified):
+    if not health.target.seen or not np.any(health.identified):
         out.append(
             "Differences are all noise here, so nothing can be said of bias; take more `repeats`, a larger `step`, or "
             "points where the loss depends on the parameters."
@@ -77,7 +87,9 @@ def advise(health: GradientHealth) -> list[str]:
     if small:
         out.append(f"The gradient of {listed(small)} is less than half of what it should be, like a larger weight.")
     further = health.progress(choice) / max(health.progress(mine), 1e-30)
-    if not _aligned(health, mine):
+    if np.isnan(alignment):
+        why = "the configured gradient is too noisy to have a direction"
+    elif not _aligned(health, mine):
         why = f"the configured gradient points another way than the differences (cosine {alignment:.2f})"
     elif not _about_as_long(health, mine):
         why = f"the configured gradient is {mine.length:.2g} times as long as the differences"

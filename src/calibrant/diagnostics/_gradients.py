@@ -79,6 +79,11 @@ class Moments:
         """Of the mean's length over all points together, corrected for its own noise."""
         return float(np.sum(self.mean**2 - self.error**2))
 
+    @property
+    def seen(self) -> bool:
+        """Whether `square` is three standard errors above what noise alone has: else directions are of noise."""
+        return self.square > 3 * float(np.sqrt(2 * np.sum(self.error**4)))
+
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
@@ -137,11 +142,12 @@ class GradientHealth:
 
     def alignment(self, of: Measurement) -> float:
         """Cosine between the means of clipped gradients and the `target`, over all points together; 1 is unbiased up to
-        a factor."""
+        a factor. NaN where either is too noisy to have a direction."""
         target = self.target
+        if not (target.seen and of.clipped.seen):
+            return float("nan")
         # Both have noise of their own, which shortens the cosine; their lengths are corrected for it.
-        length = target.square * of.clipped.square if min(target.square, of.clipped.square) > 0 else 0.0
-        cosine = np.sum(of.clipped.mean * target.mean) / np.sqrt(length) if length > 0 else np.nan
+        cosine = np.sum(of.clipped.mean * target.mean) / np.sqrt(target.square * of.clipped.square)
         return float(np.clip(cosine, -1, 1))
 
     def progress(self, of: Measurement) -> float:
@@ -155,7 +161,7 @@ class GradientHealth:
         cosine, noise = self.alignment(of), of.noise
         if not np.isfinite(cosine) or not np.isfinite(noise):
             return 0.0
-        return cosine / np.sqrt(1 + noise / (_AVERAGED * self.simulations)) / max(of.forward_runs, 1e-3)
+        return right_way(cosine, noise, self.simulations) / max(of.forward_runs, 1e-3)
 
     def ratios(self, of: Measurement) -> tuple[np.ndarray, np.ndarray]:
         """Of the gradient to differences, by coordinate, and its standard error: a regression through the points."""
@@ -166,6 +172,33 @@ class GradientHealth:
         error = np.sqrt(np.sum(f**2 * variance, axis=0)) / square
         return ratio, error
 
+    def by_parameter(self, of: Measurement) -> list[dict[str, Any]]:
+        """A row a coordinate: over the points, the mean gradient, its bias against the differences, the standard
+        errors of both, the variance of one gradient, and the signal-to-noise ratio of one (root mean squares over
+        points, the signal's corrected for noise). Of gradients as they are, not clipped."""
+        g, f = of.raw, self.reference.raw
+        points = len(g.mean)
+        error = np.sqrt(np.sum(g.error**2, axis=0)) / points
+        both = np.sqrt(np.sum(g.error**2 + f.error**2, axis=0)) / points
+        variance = np.mean(g.sd**2, axis=0)
+        signal = np.maximum(np.mean(g.mean**2 - g.error**2, axis=0), 0)
+        ratio, its_error = self.ratios(of)
+        columns = {
+            "mean": np.mean(g.mean, axis=0),
+            "mean_error": error,
+            "bias": np.mean(g.mean - f.mean, axis=0),
+            "bias_error": both,
+            "variance": variance,
+            "signal_to_noise": np.sqrt(
+                np.divide(signal, variance, out=np.full_like(signal, np.inf), where=variance > 0)
+            ),
+            "ratio": np.where(self.identified, ratio, np.nan),
+            "ratio_error": np.where(self.identified, its_error, np.nan),
+        }
+        return [
+            {"parameter": name} | {key: float(x[i]) for key, x in columns.items()} for i, name in enumerate(self.names)
+        ]
+
     @property
     def identified(self) -> np.ndarray:
         """Coordinates in which differences are distinguishable from zero, at the points together (about 3 sd)."""
@@ -173,6 +206,11 @@ class GradientHealth:
         error = np.maximum(self.reference.raw.error, 1e-6 * np.abs(f))  # of a model without noise: 0
         z = np.divide(f, error, out=np.zeros_like(f), where=error > 0)
         return np.sum(z**2, axis=0) > len(f) + 3 * np.sqrt(2 * len(f))
+
+
+def right_way(cosine: float, noise: float, simulations: int) -> float:
+    """The share of an update that goes the way of the differences: see `GradientHealth.progress`."""
+    return cosine / float(np.sqrt(1 + noise / (_AVERAGED * simulations)))
 
 
 def candidates(method: GVI, steps: int) -> list[Candidate]:
@@ -398,3 +436,25 @@ def summary(health: GradientHealth) -> list[dict[str, Any]]:
         }
         for m in health.measurements
     ]
+
+
+def described(health: GradientHealth) -> dict[str, Any]:
+    """All numbers, for a file: what is not finite is `None`."""
+    found = {
+        "candidates": [
+            row | {"by_parameter": health.by_parameter(m)}
+            for row, m in zip(summary(health), health.measurements, strict=True)
+        ],
+        "growth_by_step": [float(x) for x in health.growth],
+        "simulations_an_update": health.simulations,
+        "seconds_a_run": health.seconds_a_run,
+    }
+
+    def finite(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {k: finite(v) for k, v in x.items()}
+        if isinstance(x, list):
+            return [finite(v) for v in x]
+        return None if isinstance(x, float) and not np.isfinite(x) else x
+
+    return finite(found)

@@ -11,10 +11,13 @@ from calibrant._problem import Problem
 from calibrant.diagnostics._advice import listed
 from calibrant.diagnostics._gradients import Measurement, gradients
 from calibrant.estimators import AbstractEstimator, FiniteDifferences
-from calibrant.inference import GVI
-from calibrant.posteriors import Posterior
+from calibrant.inference import GVI, AbstractMethod, Point
+from calibrant.inference._mcmc import AbstractMCMC
+from calibrant.posteriors import FullRankGaussian, Posterior
 
 _REPEATS = 4
+#: Draws to check a gradient at, of methods that take one at a point.
+_VALUES = 5
 #: Differences in more numbers than these cost too much for a check that nobody asked for.
 MOST_CHECKED = 64
 
@@ -75,23 +78,41 @@ def _all_noise(ratio: float, error: float) -> bool:
     return bool(error > 1 and abs(ratio) < 3 * error)
 
 
+def _like(method: AbstractMethod) -> GVI | None:
+    """Variational inference that takes its gradient as the method does; `None` if it takes none."""
+    if isinstance(method, GVI):
+        return method
+    if not isinstance(method, Point | AbstractMCMC):
+        return None
+    return GVI(
+        simulations=_VALUES,
+        replicates=method.replicates,
+        estimator=method.estimator,
+        mode=method.mode,
+        horizon=method.horizon,
+        simulations_at_once=method.simulations_at_once,
+        family=FullRankGaussian(),
+    )
+
+
 def start_check(
-    problem: Problem, prior: Prior, method: GVI, *, posterior: Posterior | None = None, seed: int = 0
+    problem: Problem, prior: Prior, method: AbstractMethod, *, posterior: Posterior | None = None, seed: int = 0
 ) -> StartCheck | None:
     """A small version of `gradients`, at the draws of one update.
 
     **Returns:** `None` where there is nothing to compare: the method takes differences itself, or no gradient, or there
     are more than 64 numbers to differentiate in.
     """
-    takes_gradients = isinstance(method.estimator, AbstractEstimator)
-    if not takes_gradients or isinstance(method.estimator, FiniteDifferences) or prior.dim > MOST_CHECKED:
+    like = _like(method)
+    if like is None or not problem.model.differentiable:
         return None
-    points = max(2, min(method.simulations, 8))
-    if method.simulations_at_once is None:  # no more at once than an update has
-        method = dataclasses.replace(method, simulations_at_once=method.simulations * method.replicates)
-    health = gradients(
-        problem, prior, method, posterior=posterior, points=points, repeats=_REPEATS, others=[], seed=seed
-    )
+    takes_gradients = isinstance(like.estimator, AbstractEstimator)
+    if not takes_gradients or isinstance(like.estimator, FiniteDifferences) or prior.dim > MOST_CHECKED:
+        return None
+    points = max(2, min(like.simulations, 8))
+    if like.simulations_at_once is None:  # no more at once than an update has
+        like = dataclasses.replace(like, simulations_at_once=like.simulations * like.replicates)
+    health = gradients(problem, prior, like, posterior=posterior, points=points, repeats=_REPEATS, others=[], seed=seed)
     mine: Measurement = health.configured
     ratio, error = health.ratios(mine)
     return StartCheck(health.names, ratio, error, health.identified)

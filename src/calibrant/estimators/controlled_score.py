@@ -22,7 +22,9 @@ made, summed over agents: they say how many infections to expect, and not only h
 
 From the last step backwards: the regression of step t explains what is left of the loss once the parts of later steps
 are taken away, which is little more than the part of step t, so that few replicates teach much. It is fitted to the
-*other* replicates, anew for each.
+*other* replicates, anew for each. What the others hardly varied in says nothing of a replicate that is elsewhere, and
+in chaotic models some always is; so no sensitivity is larger than residuals of their usual size bear out, and what is
+expected of a replicate lies within the range of the others.
 """
 
 from collections.abc import Callable
@@ -42,6 +44,9 @@ from calibrant.estimators._residuals import Columns, Residuals
 from calibrant.estimators._sites import sites
 from calibrant.estimators._solve import solve_positive
 from calibrant.estimators.score_function import loss_of_each, score_times
+
+#: The standard deviations of what is left of the losses by which a residual of the usual size may move it.
+_MOST = 3.0
 
 
 class ControlledScore(AbstractEstimator):
@@ -117,23 +122,45 @@ class ControlledScore(AbstractEstimator):
         losses, residual, state, about_to = seen
         n_columns = residual.shape[2]
         weights = others.astype(losses.dtype)
+        usual = jnp.sqrt(jnp.mean(_variance(residual, weights), axis=0))
 
         def back(y, at_t):
             residual, state, about_to = at_t
             x = jnp.concatenate([residual, state, about_to], axis=1)
             sensitivity = _ridge(x, y, weights, self.ridge)[0][:n_columns]
+            most = _MOST * jnp.sqrt(_variance(y, weights)) / jnp.where(usual > 0, usual, 1)
+            bounded = jnp.clip(jnp.where(usual > 0, sensitivity, 0), -most, most)
+            bounded *= _useful(residual @ bounded, y, weights)
+            sensitivity = jnp.where(jnp.all(jnp.abs(sensitivity) <= most), sensitivity, bounded)
             y = y - residual @ sensitivity
+            low, high = (f(jnp.where(others, y, worst)) for f, worst in ((jnp.min, jnp.inf), (jnp.max, -jnp.inf)))
 
             def above(known):
                 """What is left, above what is expected of it before the draws of a site."""
                 x = jnp.concatenate([state, about_to * known], axis=1)
                 coefficients, intercept = _ridge(x, y, weights, self.ridge)
-                return y[r] - intercept - x[r] @ coefficients
+                return y[r] - jnp.clip(intercept + x[r] @ coefficients, 2 * low - high, 2 * high - low)
 
             return y, (jax.vmap(above)(known), sensitivity)
 
         backwards = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (residual, state, about_to))
         return jax.lax.scan(back, losses, backwards, reverse=True)[1]
+
+
+def _variance(x: Float[Array, "n *k"], weights: Float[Array, " n"]) -> Float[Array, "*k"]:
+    """Over the rows with weight 1."""
+    n = jnp.sum(weights)
+    mean = jnp.tensordot(weights, x, 1) / n
+    return jnp.tensordot(weights, (x - mean) ** 2, 1) / n
+
+
+def _useful(part: Float[Array, " n"], y: Float[Array, " n"], weights: Float[Array, " n"]) -> Float[Array, ""]:
+    """How much of a part, none to all, leaves the least variance: bounded one by one, coefficients may not fit
+    together, and over many steps what is left would grow."""
+    n = jnp.sum(weights)
+    together = weights @ ((part - weights @ part / n) * (y - weights @ y / n)) / n
+    own = _variance(part, weights)
+    return jnp.clip(jnp.where(own > 0, together / jnp.where(own > 0, own, 1), 0), 0, 1)
 
 
 def _ridge(x: Float[Array, "n k"], y: Float[Array, " n"], weights: Float[Array, " n"], ridge: float):

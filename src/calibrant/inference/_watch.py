@@ -18,6 +18,8 @@ _NOISE = 1.2
 _EXPLODES = 100.0
 _DIVERGES = 1e4
 _NEAR_LIMIT = 0.9
+#: Updates that are looked at, at least: those since the last evaluation may be few.
+WATCHED = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Watch:
     def __call__(self, history: Sequence[Mapping[str, Any]], recent: Mapping[str, np.ndarray]) -> list[Signature]:
         """Signatures not told before.
 
-        **Arguments:** `history`, the evaluations so far; `recent`, records of the updates since the one before:
+        **Arguments:** `history`, the evaluations so far; `recent`, records of the updates since the one before, or of
+        the last `WATCHED` where these are more:
         `gradient_norm`, `signal_to_noise`, `loss`, and `failed`, the share of simulations that were not finite, all
         of shape (updates,).
         """
