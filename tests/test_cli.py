@@ -84,7 +84,7 @@ def test_gradients_are_looked_at_before_and_after(here, monkeypatch, capsys):
     assert "straight-through, H = 0" in " ".join(out.split())
     assert out.count("\n- ") >= 1  # advice
     assert (here / "c-gradients.png").read_bytes()[:4] == b"\x89PNG"
-    assert "signal/noise" in out
+    assert "S/N" in out
     numbers = json.loads((here / "c-gradients.json").read_text())
     assert {"variance", "signal_to_noise", "bias", "mean"} <= set(numbers["candidates"][0]["by_parameter"][0])
     run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet", "--updates", "2")

@@ -285,7 +285,7 @@ def gradients_command(
         "updates go the way of the differences for the same work, of the furthest"
     )
     parameters = Table(
-        "parameter", "mean", "bias", "variance", "signal/noise", "ratio", title="as configured", title_justify="left"
+        "parameter", "mean", "bias", "variance", "S/N", "ratio", title="as configured", title_justify="left"
     )
     for row in health.by_parameter(health.configured):
         mean, bias, ratio = (_plus_minus(row[key], row[f"{key}_error"]) for key in ("mean", "bias", "ratio"))
@@ -294,7 +294,7 @@ def gradients_command(
     _out.print(parameters)
     _out.print(
         "of gradients as they are, averaged over the points, in coordinates of the prior; bias: the mean less that of "
-        "the differences; signal/noise: of one gradient; ratio: of the gradient to the differences"
+        "the differences; S/N: signal to noise of one gradient; ratio: of the gradient to the differences"
     )
     advice = diagnostics.advise(health)
     for sentence in advice:

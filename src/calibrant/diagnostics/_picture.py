@@ -2,6 +2,7 @@
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from calibrant.diagnostics._advice import best
 from calibrant.diagnostics._gradients import GradientHealth
@@ -47,10 +48,17 @@ def _ratios(axis, health: GradientHealth) -> None:
     for at, style in ((1, "--"), (0, ":")):
         axis.axvline(at, color=GREY, lw=0.9, ls=style)
     axis.set_xscale("symlog", linthresh=1)
+    _plain(axis)
     axis.set_yticks(y, [n if s else f"{n} (not seen)" for n, s in zip(health.names, health.identified, strict=True)])
     axis.set_title("gradient over central differences, 2 standard errors", fontsize=9)
     axis.margins(y=0.15)
     axis.legend(fontsize=7.5, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.1))
+
+
+def _plain(axis) -> None:
+    """Numbers as they are on a logarithmic axis: 10 in place of 10^1."""
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _candidates(axis, health: GradientHealth) -> None:
@@ -63,6 +71,10 @@ def _candidates(axis, health: GradientHealth) -> None:
         axis.annotate(m.candidate.name, place, xytext=(0, 6), textcoords="offset points", fontsize=7, ha="center")
     axis.set_xscale("log")
     axis.margins(0.3, 0.15)
+    low, high = axis.get_xlim()
+    axis.set_xlim(low, max(high, 4.0))
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    _plain(axis)
     axis.axhline(1, color=GREY, lw=0.9, ls="--")
     axis.set_xlabel("work for the same progress, of the least", fontsize=8)
     axis.set_ylabel("cosine with differences", fontsize=8)
