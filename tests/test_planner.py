@@ -31,6 +31,12 @@ def town():
     return it, cal.Prior.of(it, free=["beta", "gamma"])
 
 
+@pytest.fixture(scope="module")
+def free(town):
+    """The plan where memory is no matter."""
+    return gvi(mode=cal.AutoMode(8.0)).planned(*town)[1]
+
+
 def gvi(**kwargs):
     return cal.GVI(simulations=4, evaluation_simulations=6, max_updates=2, evaluate_every=1, kl_samples=10, **kwargs)
 
@@ -51,6 +57,21 @@ def test_reverse_mode_is_given_up_where_it_does_not_fit(town):
     assert sum("(chosen)" in row[0] for row in plan.rows()) == 1
 
 
+def test_what_runs_out_of_memory_after_all_is_not_chosen(town, free, monkeypatch):
+    run = planner.Compiled.__call__
+
+    def out_of_memory(self):
+        if self.memory == free.chosen.memory:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+        run(self)
+
+    monkeypatch.setattr(planner.Compiled, "__call__", out_of_memory)
+    method, plan = gvi(mode=cal.AutoMode(8.0)).planned(*town)
+    assert plan.chosen.memory != free.chosen.memory
+    assert np.isfinite(plan.chosen.seconds)
+    assert method.simulations_at_once == plan.chosen.simulations_at_once
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is reset by Linux alone")
 def test_the_plan_stays_inside_the_budget_as_measured():
@@ -63,9 +84,8 @@ def test_the_plan_stays_inside_the_budget_as_measured():
     assert got["planned"] <= budget
 
 
-def test_a_group_of_simulations_is_found(town):
+def test_a_group_of_simulations_is_found(town, free):
     """All of an update do not fit in reverse mode, and some do."""
-    _, free = gvi(mode=cal.AutoMode(8.0)).planned(*town)
     whole = next(o for o in free.options if o.name == "reverse")
     assert whole.simulations_at_once is None
     _, plan = gvi(mode=cal.AutoMode(0.6 * whole.memory / 2**30)).planned(*town)
