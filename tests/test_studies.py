@@ -88,11 +88,11 @@ def test_a_study_refuses_results_of_other_settings(siblings, tmp_path):
 def test_the_rules_for_horizons(siblings):
     study = load("horizons")
 
-    def got(bias2, noise2, cosine, spread, length, objective):
+    def got(bias2, noise2, cosine, spread, length, objective, cost=2.0):
         """Bias and noise as they are; direction, noise and length of what is clipped."""
         fit = {"objective": objective, "error": 0.5, "start": 10.0, "inside": 1, "truths": 3, "kl": 2.0}
         seen = {"cosine": cosine, "noise2": spread, "length": length}
-        return {"bias2": bias2, "noise2": noise2, "clipped": seen, "fit": fit}
+        return {"bias2": bias2, "noise2": noise2, "clipped": seen, "fit": fit, "forward_runs": cost}
 
     cells = {
         "H = 0": got(0.8, 0.1, 0.95, 0.1, 0.1, 2.0),
@@ -102,14 +102,23 @@ def test_the_rules_for_horizons(siblings):
     verdict = study.judged({f"sir|errors|{h}": x for h, x in cells.items()}, "sir", "errors")
     assert verdict["best"] == "H = 5"
     # Squared errors are 0.82, 1.3 and enormous; H = 0 is too short, and shares of the others are 0.82 and 0.52.
-    assert verdict["rules"] == {"error": ("H = 0", pytest.approx(1 / 9)), "clipped": ("H = 5", 0)}
+    # The advice does not offer H = 5, and of what it offers only the full horizon is sound.
+    assert verdict["rules"] == {
+        "error": ("H = 0", pytest.approx(1 / 9)),
+        "clipped": ("H = 5", 0),
+        "advised": ("full", pytest.approx(8 / 9)),
+    }
     assert verdict["full"] == pytest.approx(8 / 9)
     assert verdict["error"] == pytest.approx(0.5 / 9)
     assert study.wrong_but_confident(cells["full"]["fit"])
     unsound = {"sir|errors|H = 0": cells["H = 0"], "sir|errors|full": got(4.0, 0.1, 1.0, 0.1, 3.0, 1.5)}
     assert study.judged(unsound, "sir", "errors")["rules"]["clipped"] == ("full", 0)  # 3 times is closer than a tenth
     unseen = study.judged({"sir|errors|full": got(None, None, None, None, None, 1.0)}, "sir", "errors")
-    assert unseen["rules"]["clipped"] == ("full", 0)
+    assert unseen["rules"]["clipped"] == ("differences", None)  # who has seen nothing chooses no horizon
+    astray = got(0.1, 0.1, 0.7, 0.1, 1.0, 1.0)
+    dear, cheap = got(0.1, 0.1, 0.9, 0.1, 1.0, 2.0, cost=9.0), got(0.1, 0.1, 0.85, 0.1, 1.0, 3.0)
+    three = {"sir|errors|full": astray, "sir|errors|H = 2": dear, "sir|errors|H = 10": cheap}
+    assert study.judged(three, "sir", "errors")["rules"]["advised"][0] == "H = 10"
 
 
 def test_the_study_of_estimators_and_its_resumption(siblings, tmp_path, monkeypatch, capsys):
