@@ -145,6 +145,7 @@ def test_mistakes_end_in_one_sentence(name, here, monkeypatch, capsys):
         ("gradients", "nothing.toml"),
         ("gradients", "june-london"),
         ("gradients", "boarding-school", "--out", "."),
+        ("gradients", "boarding-school", "--out", "health.json"),
         ("world", "build", "w.h5", "--size", "1e12"),
         ("world", "build", "w.h5", "--size", "nan"),
     ],

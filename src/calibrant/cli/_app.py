@@ -253,6 +253,8 @@ def gradients_command(
     """Ask, before a calibration, whether its gradients are any good, and what to change."""
     if out is not None and out.is_dir():
         raise ConfigError(f"{out} is a directory; --out is the PNG to write.")
+    if out is not None and out.suffix == ".json":
+        raise ConfigError(f"--out is the PNG to write, and the numbers go beside it in JSON: give {out.stem}.png.")
     machine, configured = Where(devices, processes, process, coordinator, join), None
     if names_run(config):
         name, made = Path(config).name, lambda: _of_run(Path(config))
