@@ -104,9 +104,9 @@ def fitted(case: Case, method: cal.GVI, *, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def method(simulations: int, replicates: int, budget: int, runs: int = 1, **how: Any) -> cal.GVI:
+def method(simulations: int, replicates: int, budget: int, runs: float = 1, **how: Any) -> cal.GVI:
     """A calibration with so many simulations in all, `runs` of them for each value and replicate."""
-    updates = max(4, budget // (simulations * replicates * runs))
+    updates = max(4, int(budget / (simulations * replicates * runs) + 1e-9))
     return cal.GVI(
         simulations=simulations,
         replicates=replicates,

@@ -23,17 +23,21 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from cells import Cells
 from matplotlib.figure import Figure
 
 import calibrant as cal
 from calibrant._files import atomic_path
 from calibrant.estimators.rebar import AbstractRelaxed
+from calibrant.inference._losses import Differentiation
 from calibrant.models._epidemic import probability_within
 from calibrant.models.sir import SIRState
 from calibrant.networks import random_groups
 
 STEPS = 20
+#: Values an update from which `Corrected` learns, and updates.
+VALUES, UPDATES = 4, 100
 NAMES = ("beta", "gamma", "initial")
 E = cal.estimators
 
@@ -61,11 +65,12 @@ def structures(n: int) -> dict[str, cal.models.SIR]:
     }
 
 
-def estimators(dim: int) -> dict[str, tuple[cal.estimators.AbstractEstimator, int, int]]:
+def estimators(dim: int) -> dict[str, tuple[Any, int, int]]:
     """Estimator, replicates that it works on together, simulations a replicate takes."""
     gumbel = cal.GumbelSoftmax
     return {
         "straight-through": (E.Pathwise(), 1, 1),
+        "corrected": (cal.Corrected(step=0.1), VALUES, 2),  # 2 x 2 differences for 4 values
         "Gumbel-softmax 0.1": (E.Pathwise(gumbel(0.1)), 1, 1),
         "Gumbel-softmax 0.5": (E.Pathwise(gumbel(0.5)), 1, 1),
         "Gumbel-softmax 1": (E.Pathwise(gumbel(1.0)), 1, 1),
@@ -145,8 +150,36 @@ def trained(problem: cal.Problem, estimator: AbstractRelaxed, updates: int = 100
     return eqx.combine(jax.jit(lambda c, w: jax.lax.scan(body, c, w)[0])(start, words), fixed)[0]
 
 
+def corrected(problem: cal.Problem, estimator: cal.Corrected, groups: int, seed: int, at_once: int) -> Any:
+    """One gradient a group, the mean over the values of the last update of a chain of its own, and the seconds of one.
+
+    All updates are at the same parameters, as where a calibration has settled."""
+    prior = cal.Prior({name: dist.Normal(getattr(problem.params, name), 1.0) for name in NAMES})
+    plain = Differentiation(E.Pathwise(), cal.ReverseMode(), cal.FullHorizon(), at_once)
+
+    @jax.jit
+    def run(words: Any) -> Any:
+        def update(memory: Any, at: Any) -> Any:
+            i, words = at
+            (_, _, g), memory = estimator.gradients(memory, plain, problem, prior, jnp.zeros((VALUES, 3)), words, i)
+            return memory, jnp.mean(g, axis=0)
+
+        def chain(words: Any) -> Any:
+            return jax.lax.scan(update, estimator.init_training(3), (jnp.arange(UPDATES), words))[1][-1]
+
+        return jax.lax.map(chain, words)
+
+    words = cal.seeds(seed, (groups * UPDATES, VALUES)).reshape(groups, UPDATES, VALUES, 1, 2)
+    program = run.lower(words).compile()
+    start = time.perf_counter()
+    g = jax.block_until_ready(program(words))
+    return np.asarray(g), (time.perf_counter() - start) / UPDATES
+
+
 def gradients(problem: cal.Problem, estimator: Any, groups: int, replicates: int, seed: int, at_once: int) -> Any:
     """One gradient a group of replicates, shape (groups, 3), and seconds."""
+    if isinstance(estimator, cal.Corrected):
+        return corrected(problem, estimator, groups, seed, at_once)
     if isinstance(estimator, AbstractRelaxed):
         estimator = trained(problem, estimator)
     values = {name: jnp.full(groups, getattr(problem.params, name)) for name in NAMES}
@@ -207,6 +240,8 @@ def cell(n: int, structure: str, name: str, simulations: int) -> dict[str, Any]:
         }
     estimator, replicates, runs = estimators(len(NAMES))[name]
     groups = max(12, simulations // (replicates * runs))
+    if isinstance(estimator, cal.Corrected):
+        groups = max(12, groups // 10)  # each is at the end of a hundred updates
     g, seconds = gradients(problem, estimator, groups, replicates, 2, at_once)
     return {
         "mean": g.mean(0).tolist(),

@@ -26,6 +26,7 @@ E = cal.estimators
 #: name -> (estimator, values an update, replicates)
 ESTIMATORS: dict[str, tuple[Any, int, int]] = {
     "straight-through": (E.Pathwise(), 5, 1),
+    "corrected": (cal.Corrected(), 5, 1),
     "Gumbel-softmax 0.1": (E.Pathwise(cal.GumbelSoftmax(0.1)), 5, 1),
     "Gumbel-softmax 0.5": (E.Pathwise(cal.GumbelSoftmax(0.5)), 5, 1),
     "finite differences": (E.FiniteDifferences(0.2), 2, 1),
@@ -47,13 +48,15 @@ COSTLY = ("june", "sp500")
 def cell(case_name: str, name: str, budget: int, repeats: int) -> dict[str, Any]:
     it = case(case_name)
     estimator, simulations, replicates = ESTIMATORS[name]
-    runs = estimator.runs(it.problem, it.prior.dim) if isinstance(estimator, E.AbstractEstimator) else 1
+    each = cal.GVI(simulations=simulations, replicates=replicates, estimator=estimator)
+    runs = each.runs_an_update(it.problem, it.prior.dim) / (simulations * replicates)
     plan = method(simulations, replicates, budget, runs, estimator=estimator)
     points, repeats = (2, 64 // max(replicates, 8)) if case_name in COSTLY else (4, repeats)
     repeats = max(repeats, 4)
     try:
         plan.check(it.problem, it.prior)
-        out = {} if isinstance(estimator, cal.FlowScore) else measured(it, plan, points=points, repeats=repeats)
+        of_a_point = isinstance(estimator, E.AbstractEstimator)
+        out = {} if not of_a_point else measured(it, plan, points=points, repeats=repeats)
         return out | {"fit": fitted(it, plan)}
     except ValueError as error:
         return {"refused": str(error)}

@@ -56,8 +56,9 @@ def test_a_calibration_may_begin_where_another_ended():
         cal.estimators.REBAR(),
         cal.estimators.RELAX(),
         cal.estimators.Pathwise(cal.GumbelSoftmax(lambda update: 1.0 * 0.9**update)),
+        cal.Corrected(),
     ],
-    ids=["rebar", "relax", "scheduled"],
+    ids=["rebar", "relax", "scheduled", "corrected"],
 )
 def test_estimators_that_change_from_update_to_update(estimator):
     problem = cal.Problem(toys.Flips(2), jnp.ones(3), cal.losses.MeanSquaredError(), steps=3)
@@ -230,7 +231,13 @@ def test_simulations_are_counted():
 
 @pytest.mark.parametrize(
     "estimator",
-    [cal.estimators.Pathwise(), cal.estimators.ScoreFunction(), cal.FiniteDifferences(), cal.FlowScore()],
+    [
+        cal.estimators.Pathwise(),
+        cal.estimators.ScoreFunction(),
+        cal.FiniteDifferences(),
+        cal.FlowScore(),
+        cal.Corrected(),
+    ],
 )
 def test_every_gradient_finds_the_mode(estimator):
     problem = cal.Problem(toys.Drift(), jnp.array([1.0]), cal.losses.GaussianLogLikelihood(0.5), steps=1)

@@ -111,12 +111,14 @@ def test_nothing_fits(town):
         gvi(mode=cal.AutoMode(1e-6)).planned(*town)
 
 
-@pytest.mark.parametrize("estimator", [cal.FiniteDifferences(), cal.FlowScore(), cal.estimators.REBAR()])
+@pytest.mark.parametrize(
+    "estimator", [cal.FiniteDifferences(), cal.FlowScore(), cal.estimators.REBAR(), cal.Corrected()]
+)
 def test_every_kind_of_estimator_is_planned(estimator):
     it = problem(agents=50, steps=3)
     prior = cal.Prior.of(it, free=["beta", "gamma"])
     method, plan = gvi(mode=cal.AutoMode(), estimator=estimator).planned(it, prior)
-    derivative = isinstance(estimator, cal.estimators.REBAR)
+    derivative = isinstance(estimator, cal.estimators.REBAR | cal.Corrected)
     assert {o.name for o in plan.options} >= ({"reverse", "hybrid"} if derivative else {"no derivative"})
     method.check(it, prior)
 

@@ -54,6 +54,7 @@ from calibrant.inference import MALA as MALA
 from calibrant.inference import NUTS as NUTS
 from calibrant.inference import SMCABC as SMCABC
 from calibrant.inference import AutoMode as AutoMode
+from calibrant.inference import Corrected as Corrected
 from calibrant.inference import FlowScore as FlowScore
 from calibrant.inference import Point as Point
 from calibrant.inference import Result as Result

@@ -11,7 +11,7 @@ from calibrant._config._error import ConfigError
 from calibrant._config._schema import Count, Strict
 from calibrant._horizon import AbstractHorizon, BlockHorizon, FullHorizon, GeometricHorizon, SlidingHorizon
 from calibrant._sampling import GumbelSoftmax
-from calibrant.inference import GVI, AutoMode, FlowScore, LearnProbability, Penalise
+from calibrant.inference import GVI, AutoMode, Corrected, FlowScore, LearnProbability, Penalise
 
 _PASSED_ON = (
     "weight",
@@ -82,6 +82,7 @@ class GVIConfig(Strict):
     simulations_at_once: Count | None = None
     estimator: Literal[
         "straight-through",
+        "corrected",
         "controlled-score",
         "finite-differences",
         "score-function",
@@ -94,6 +95,7 @@ class GVIConfig(Strict):
     ] = "straight-through"
     temperature: PositiveFloat | dict[Literal["from", "to"], PositiveFloat] | None = None
     branches: Count | None = None
+    differences: Count | None = None
     step: PositiveFloat | None = None
     mode: Literal["reverse", "checkpointed", "hybrid", "auto"] = "reverse"
     memory: PositiveFloat | None = None
@@ -129,14 +131,18 @@ class GVIConfig(Strict):
             raise ValueError('memory is of the mode auto; set mode = "auto", or leave memory out')
         if self.mode == "auto" and self.simulations_at_once is not None:
             raise ValueError("the mode auto chooses simulations_at_once; leave it out")
-        if self.step is not None and self.estimator != "finite-differences":
-            raise ValueError("step is of the estimator finite-differences; name it, or leave step out")
+        if self.differences is not None and self.estimator != "corrected":
+            raise ValueError("differences is of the estimator corrected; name it, or leave differences out")
+        if self.step is not None and self.estimator not in ("finite-differences", "corrected"):
+            raise ValueError("step is of the estimators finite-differences and corrected; name one, or leave step out")
         return self
 
     def build(self) -> GVI:
         """The method."""
+        step = 0.2 if self.step is None else self.step
         estimator = {
             "straight-through": estimators.Pathwise,
+            "corrected": lambda: Corrected(differences=self.differences or 2, step=step),
             "gumbel-softmax": lambda: estimators.Pathwise(GumbelSoftmax(self._temperature(0.1))),
             "rebar": lambda: estimators.REBAR(self._temperature(0.5)),
             "relax": lambda: estimators.RELAX(self._temperature(0.5)),
@@ -145,7 +151,7 @@ class GVIConfig(Strict):
             "controlled-score": lambda: estimators.ControlledScore(pool=self.replicates < 8),
             "muprop": estimators.MuProp,
             "branching": lambda: estimators.Branching(self.branches or 16),
-            "finite-differences": lambda: estimators.FiniteDifferences(0.2 if self.step is None else self.step),
+            "finite-differences": lambda: estimators.FiniteDifferences(step),
             "flow-score": FlowScore,
         }[self.estimator]()
         mode = {

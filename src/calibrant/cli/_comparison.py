@@ -24,7 +24,7 @@ from calibrant._problem import Problem
 from calibrant._progress import TerminalProgress
 from calibrant._randomness import as_seed
 from calibrant.estimators import FiniteDifferences, Pathwise
-from calibrant.inference import GVI, AbstractMethod, FlowScore, Result
+from calibrant.inference import GVI, AbstractMethod, Corrected, FlowScore, Result
 from calibrant.inference._losses import Differentiation, evaluate_posterior
 
 _LEVEL = (0.05, 0.95)
@@ -147,8 +147,11 @@ def _gradients(method: AbstractMethod, result: Calibration) -> int:
     """How many simulations were differentiated."""
     if "gradients" in result.updates:
         return int(np.sum(result.updates["gradients"]))
-    differences = isinstance(method, GVI) and isinstance(method.estimator, (FlowScore, FiniteDifferences))
-    return 0 if differences else result.n_simulations
+    if not isinstance(method, GVI):
+        return result.n_simulations
+    if isinstance(method.estimator, Corrected):
+        return len(result.updates["loss"]) * method.simulations * method.replicates
+    return 0 if isinstance(method.estimator, (FlowScore, FiniteDifferences)) else result.n_simulations
 
 
 def _number(x: Any) -> float | None:

@@ -69,6 +69,8 @@ def advise(health: GradientHealth) -> list[str]:
     choice = best(health)
     if mine is reference:
         return [*out, *_simulations(health, mine)]
+    if health.corrected:
+        return [*out, "The configured gradient is measured before its correction, which takes its bias away."]
     wrong = _wrong_signs(health, mine)
     if wrong:
         out.append(f"The gradient of {listed(wrong)} has the wrong sign; change the estimator or the horizon.")

@@ -32,7 +32,7 @@ from calibrant._randomness import as_seed, seeds
 from calibrant._sampling import GumbelSoftmax, StraightThrough
 from calibrant._simulate import simulate
 from calibrant.estimators import AbstractEstimator, FiniteDifferences, Pathwise
-from calibrant.inference import GVI, AutoMode
+from calibrant.inference import GVI, AutoMode, Corrected
 from calibrant.posteriors import Posterior
 
 _POINTS, _SEEDS = 0x47524144, 0x48454C54
@@ -122,6 +122,8 @@ class GradientHealth:
     #: Simulations an update of the method.
     simulations: int
     seconds_a_run: float
+    #: Whether the method corrects its gradient as it goes, of which only what is to be corrected was measured.
+    corrected: bool = False
 
     @property
     def configured(self) -> Measurement:
@@ -217,10 +219,13 @@ def candidates(method: GVI, steps: int) -> list[Candidate]:
     """The method's own way, and its relatives that are worth a look."""
     replicates = method.replicates
     assert not isinstance(method.mode, AutoMode), "of a method whose plan is made"
-    if isinstance(method.estimator, AbstractEstimator):
+    estimator, prefix = method.estimator, "as configured"
+    if isinstance(estimator, Corrected):
+        estimator, prefix = estimator.estimator, "as configured, not yet corrected"
+    if isinstance(estimator, AbstractEstimator):
         horizon = f", {type(method.horizon).__name__}" if not isinstance(method.horizon, FullHorizon) else ""
-        name = f"as configured ({type(method.estimator).__name__}{horizon})"
-        estimator = method.estimator.at(jnp.zeros((), jnp.int32))  # of a schedule: where a calibration starts
+        name = f"{prefix} ({type(estimator).__name__}{horizon})"
+        estimator = estimator.at(jnp.zeros((), jnp.int32))  # of a schedule: where a calibration starts
         out = [Candidate(name, estimator, method.horizon, method.mode, replicates)]
         rule = estimator.rule if isinstance(estimator, Pathwise) else None
         if isinstance(rule, GumbelSoftmax) and not np.allclose(np.asarray(rule.temperature), _COLD):
@@ -302,6 +307,7 @@ def gradients(
         growth=_growth(problem, prior, z, words) if problem.model.in_jax else np.zeros(problem.steps),
         simulations=method.simulations,
         seconds_a_run=a_run,
+        corrected=isinstance(method.estimator, Corrected),
     )
 
 

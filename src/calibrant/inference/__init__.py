@@ -7,6 +7,7 @@ from calibrant.inference._base import State as State
 from calibrant.inference._base import UpdateRecord as UpdateRecord
 from calibrant.inference._base import best_evaluation as best_evaluation
 from calibrant.inference._black_box import FlowScore as FlowScore
+from calibrant.inference._corrected import Corrected as Corrected
 from calibrant.inference._failures import AbstractFailures as AbstractFailures
 from calibrant.inference._failures import LearnProbability as LearnProbability
 from calibrant.inference._failures import LeaveOut as LeaveOut

@@ -26,7 +26,6 @@ from jaxtyping import Array, Float
 
 from calibrant._autodiff import AbstractMode, ReverseMode
 from calibrant._devices import compiled
-from calibrant._expect import expect
 from calibrant._horizon import AbstractHorizon, FullHorizon
 from calibrant._model import no_derivative
 from calibrant._prior import Prior
@@ -45,8 +44,9 @@ from calibrant.inference._base import (
     require_same_prior,
 )
 from calibrant.inference._black_box import FlowScore
+from calibrant.inference._corrected import Corrected
 from calibrant.inference._failures import AbstractFailures, LeaveOut
-from calibrant.inference._losses import EVALUATION_STREAMS, check_outside, key_of, settled, words_of
+from calibrant.inference._losses import EVALUATION_STREAMS, Differentiation, check_outside, key_of, settled, words_of
 from calibrant.inference._planner import AutoMode, Compiled, fitting, plan, planned_mode
 from calibrant.inference._repeat import repeated
 from calibrant.posteriors import (
@@ -82,8 +82,8 @@ class GVI(AbstractMethod):
     - `max_updates`; `learning_rate`, 1e-3 by default, of AdamW (weight decay 1e-4) after clipping at norm 1; it falls
       along half a cosine to `final_learning_rate` at `max_updates`, if that is given; or `optimiser`, an optax
       transformation in its place.
-    - `estimator`: of the gradient in the parameters (`Pathwise()`, ...); or, from losses alone, `FiniteDifferences()`
-      or `FlowScore()`.
+    - `estimator`: of the gradient in the parameters (`Pathwise()`, `Corrected()`, ...); or, from losses alone,
+      `FiniteDifferences()` or `FlowScore()`.
     - `mode`, `horizon`, `simulations_at_once`: as in `expect`; `AutoMode()` chooses mode and `simulations_at_once`.
     - `evaluation_at_once`: the same of an evaluation, which takes no derivative; as `simulations_at_once` by default.
     - `kl_samples`: draws of the flow for the KL; the first `simulations` of them are also simulated.
@@ -103,7 +103,7 @@ class GVI(AbstractMethod):
     learning_rate: float | None = None
     final_learning_rate: float | None = None
     optimiser: optax.GradientTransformation | None = eqx.field(default=None, static=True)
-    estimator: "AbstractEstimator | FlowScore" = eqx.field(default_factory=Pathwise)
+    estimator: "AbstractEstimator | Corrected | FlowScore" = eqx.field(default_factory=Pathwise)
     mode: AbstractMode | AutoMode = eqx.field(default_factory=ReverseMode)
     horizon: AbstractHorizon = eqx.field(default_factory=FullHorizon)
     simulations_at_once: int | None = eqx.field(default=None, static=True)
@@ -148,8 +148,11 @@ class GVI(AbstractMethod):
         return self.failures.max_fraction if self.max_failed_fraction is None else self.max_failed_fraction
 
     def runs_an_update(self, problem, dim):
-        each = self.estimator.runs(problem, dim) if isinstance(self.estimator, AbstractEstimator) else 1
-        return self.simulations * self.replicates * each
+        estimator, extra = self.estimator, 0
+        if isinstance(estimator, Corrected):
+            estimator, extra = estimator.estimator, 2 * estimator.differences
+        each = estimator.runs(problem, dim) if isinstance(estimator, AbstractEstimator) else 1
+        return (self.simulations * each + extra) * self.replicates
 
     def check(self, problem, prior):
         prior.check(problem)
@@ -172,6 +175,9 @@ class GVI(AbstractMethod):
         if not isinstance(self.estimator, (FiniteDifferences, FlowScore)) and not problem.model.differentiable:
             raise ValueError(no_derivative(problem.model))
         check_outside(problem, self.mode, self.horizon, self.estimator)
+        if isinstance(self.estimator, Corrected):
+            self.estimator.check(problem, prior.dim, self.simulations, self.replicates)
+            return
         if not isinstance(self.estimator, (FiniteDifferences, FlowScore)):
             self.estimator.prepare(problem, jax.random.key(0)).check(problem, self.simulations, self.replicates)
             return
@@ -189,7 +195,7 @@ class GVI(AbstractMethod):
         if not isinstance(self.mode, AutoMode):
             return self, None
         estimator, points = self.estimator, 1
-        if isinstance(estimator, AbstractEstimator):
+        if isinstance(estimator, (AbstractEstimator, Corrected)):
             estimator = estimator.prepare(problem, jax.random.key(0))
         if isinstance(estimator, FiniteDifferences):
             points = estimator.points(prior.dim)
@@ -270,6 +276,9 @@ class GVI(AbstractMethod):
             estimator = estimator.prepare(problem, jax.random.fold_in(key, _ESTIMATOR))
         if isinstance(estimator, AbstractRelaxed):
             its_optimiser = estimator.init_training()
+        elif isinstance(estimator, Corrected):
+            estimator = estimator.prepare(problem, jax.random.fold_in(key, _ESTIMATOR))
+            its_optimiser = estimator.init_training(prior.dim)
         failures = self.failures.init(jax.random.fold_in(key, _FAILURES), prior.dim)
         state = State(posterior, optimiser, estimator, its_optimiser, jnp.zeros((), jnp.int32), words, failures)
         return settled(state)
@@ -310,27 +319,27 @@ def _update(method: GVI, problem: Problem, state: State) -> tuple[State, UpdateR
         return Posterior(prior, eqx.combine(moving, fixed)).sample_coordinates(flow_key, method.kl_samples)
 
     (z, log_q), pull_back = jax.vjp(draw, moving)
-    values_of = jax.vmap(prior.constrain)
+    at_z = (problem, prior, z[:n], simulation_seeds)
 
     # The simulator's part: losses, and their gradients in the coordinates.
     estimator, its_optimiser, failures = state.estimator, state.estimator_optimiser, state.failures
     if isinstance(estimator, FlowScore):
-        out = _expect(method, problem, values_of(z[:n]), simulation_seeds, Pathwise())
-        finite, g = out.finite, jnp.zeros_like(z[:n])
-        accounted = failures.account(z[:n], out.losses, finite)
+        losses, finite = _how(method).losses(*at_z)
+        g = jnp.zeros_like(z[:n])
+        accounted = failures.account(z[:n], losses, finite)
         losses, counted = accounted.losses, accounted.weights > 0
         total = jnp.sum(jnp.where(counted, losses, 0))
         others = (total - losses) / jnp.maximum(jnp.sum(counted) - 1, 1)
         scores = accounted.weights * jnp.where(counted, losses - others, 0)
     else:
-        at_z = (method, problem, values_of, z[:n], simulation_seeds)
         if isinstance(estimator, AbstractRelaxed):
             (losses, finite, g), estimator, its_optimiser = estimator.trained(
-                its_optimiser, lambda e: _losses_and_gradients(e, *at_z)
+                its_optimiser, lambda e: _how(method, e).gradients(*at_z)
             )
+        elif isinstance(estimator, Corrected):
+            (losses, finite, g), its_optimiser = estimator.gradients(its_optimiser, _how(method), *at_z, state.update)
         else:
-            losses, finite, g = _losses_and_gradients(estimator.at(state.update), *at_z)
-        finite &= jnp.all(jnp.isfinite(g), axis=1)
+            losses, finite, g = _how(method, estimator.at(state.update)).gradients(*at_z)
         accounted = failures.account(z[:n], losses, finite)
         g = jnp.where(finite[:, None], g, 0)
         scores = accounted.scores
@@ -378,49 +387,26 @@ def _update(method: GVI, problem: Problem, state: State) -> tuple[State, UpdateR
 
 def _gradients_for_plan(estimator: Any, method: GVI, problem: Problem, prior: Prior, z: Array, simulation_seeds: Array):
     """What of an update depends on the mode."""
-    values_of = jax.vmap(prior.constrain)
+    at_z = (problem, prior, z, simulation_seeds)
     if isinstance(estimator, FlowScore):
-        return _expect(method, problem, values_of(z), simulation_seeds, Pathwise()).losses
-    at_z = (method, problem, values_of, z, simulation_seeds)
+        return _how(method).losses(*at_z)
     if isinstance(estimator, AbstractRelaxed):
-        return estimator.trained(estimator.init_training(), lambda e: _losses_and_gradients(e, *at_z))[0]
-    return _losses_and_gradients(estimator.at(jnp.zeros((), jnp.int32)), *at_z)
+        return estimator.trained(estimator.init_training(), lambda e: _how(method, e).gradients(*at_z))[0]
+    first = jnp.zeros((), jnp.int32)
+    if isinstance(estimator, Corrected):
+        return estimator.gradients(estimator.init_training(prior.dim), _how(method), *at_z, first)[0]
+    return _how(method, estimator.at(first)).gradients(*at_z)
 
 
-def _losses_and_gradients(
-    estimator: Any, method: GVI, problem: Problem, values_of: Any, z: Float[Array, "n dim"], simulation_seeds
-):
-    """Losses at coordinates, whether they are finite, and their gradients by the estimator."""
-    if isinstance(estimator, FiniteDifferences):
-        points, words = estimator.stencil(z, simulation_seeds)
-        out = _expect(method, problem, values_of(points), words, Pathwise())
-        return estimator.combine(out.losses, out.finite, z.shape[0])
-    assert isinstance(estimator, AbstractEstimator)
-
-    def total(z):
-        out = _expect(method, problem, values_of(z), simulation_seeds, estimator)
-        return jnp.sum(out.losses), out
-
-    g, out = jax.grad(total, has_aux=True)(z)
-    return out.losses, out.finite, g
-
-
-def _expect(method: GVI, problem: Problem, values, simulation_seeds, estimator: AbstractEstimator):
-    return expect(
-        problem,
-        values,
-        seeds=simulation_seeds,
-        estimator=estimator,
-        mode=ReverseMode() if isinstance(method.mode, AutoMode) else method.mode,
-        horizon=method.horizon,
-        simulations_at_once=method.simulations_at_once,
-    )
+def _how(method: GVI, estimator: AbstractEstimator | None = None) -> Differentiation:
+    mode = ReverseMode() if isinstance(method.mode, AutoMode) else method.mode
+    return Differentiation(estimator or Pathwise(), mode, method.horizon, method.simulations_at_once)
 
 
 def _losses_of_evaluation(method: GVI, problem: Problem, prior: Prior, z: Array, simulation_seeds: Array):
     at_once = method.simulations_at_once if method.evaluation_at_once is None else method.evaluation_at_once
     method = dataclasses.replace(method, simulations_at_once=at_once)
-    return _expect(method, problem, jax.vmap(prior.constrain)(z), simulation_seeds, Pathwise())
+    return _how(method).losses(problem, prior, z, simulation_seeds)
 
 
 def _signal_to_noise(g: Float[Array, "n dim"], finite) -> Float[Array, ""]:
@@ -441,15 +427,15 @@ def _evaluate(method: GVI, problem: Problem, state: State, stream: Array | int) 
     prior = state.posterior.prior
     z, log_q = state.posterior.sample_coordinates(key_of(state.seed, stream), max(n, method.kl_samples))
     simulation_seeds = words_of(state.seed, (n, method.replicates), stream)
-    out = _losses_of_evaluation(method, problem, prior, z[:n], simulation_seeds)
-    accounted = state.failures.account(z[:n], out.losses, out.finite)
+    losses, finite = _losses_of_evaluation(method, problem, prior, z[:n], simulation_seeds)
+    accounted = state.failures.account(z[:n], losses, finite)
     kl = kl_from_prior(z, log_q, prior)
     return Evaluation(
         loss=accounted.loss,
         kl=kl,
         objective=accounted.loss + method.weight * kl,
         standard_error=accounted.standard_error,
-        failed=jnp.sum(~out.finite),
+        failed=jnp.sum(~finite),
         left_out=accounted.left_out,
     )
 

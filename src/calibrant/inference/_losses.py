@@ -45,7 +45,7 @@ def check_outside(problem: Problem, mode: Any, horizon: Any, estimator: Any) -> 
 
 
 class Differentiation(eqx.Module):
-    """How losses are differentiated: estimator, mode, horizon, and how many simulations at once."""
+    """How losses are simulated and differentiated: estimator, mode, horizon, and how many simulations at once."""
 
     estimator: AbstractEstimator
     mode: AbstractMode
@@ -58,6 +58,11 @@ class Differentiation(eqx.Module):
         """Refuse, with a `ValueError`, what cannot work; `name`, of the method that asks; whether it differentiates."""
         prior.check(problem)
         estimator = self.estimator
+        if not isinstance(estimator, AbstractEstimator):
+            raise ValueError(
+                f"{name} takes estimators of a gradient at a point, and {type(estimator).__name__} is of a posterior "
+                "that moves: it is for GVI; choose another `estimator`, such as Pathwise()."
+            )
         if derivative and not problem.model.differentiable and not isinstance(estimator, FiniteDifferences):
             raise ValueError(no_derivative(problem.model))
         check_outside(problem, self.mode, self.horizon, estimator)
