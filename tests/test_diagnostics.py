@@ -18,6 +18,7 @@ from calibrant.diagnostics import (
     Measurement,
     Moments,
     advise,
+    advised,
     described,
     gradients,
     gradients_figure,
@@ -132,6 +133,28 @@ def test_noise_has_no_direction():
         assert "too noisy to have a direction" in " ".join(advise(health))
 
 
+def test_the_method_as_advised():
+    """What the sentence says, and no more than that; differences are advised as a correction."""
+    method = cal.GVI(simulations=4, estimator=Reversed(), max_updates=7)
+    new = advised(method, costing_simulations(drifting(method)))
+    assert new == cal.GVI(simulations=4, estimator=cal.estimators.Pathwise(), max_updates=7)
+    astray, reference = invented(0.3, 0.01, 1.0), invented(1.0, 0.01, 50.0)
+    health = GradientHealth(("a", "b"), (astray, reference), np.ones(3), 5, 1.0)
+    assert 'estimator = "corrected"' in " ".join(advise(health))
+    assert advised(method, health).estimator == cal.Corrected()
+    good = GradientHealth(("a", "b"), (invented(1.0, 0.01, 1.0), reference), np.ones(3), 5, 1.0)
+    assert advised(method, good) is method
+
+
+def test_a_gradient_that_is_corrected_is_not_judged_by_its_bias():
+    method = cal.GVI(simulations=4, estimator=cal.Corrected(Reversed()))
+    health = drifting(method)
+    assert "not yet corrected" in health.configured.candidate.name
+    (sentence,) = advise(health)
+    assert "takes its bias away" in sentence
+    assert advised(method, health) is method
+
+
 def test_every_parameter_has_its_numbers():
     health = drifting(cal.GVI(estimator=Tripled()))
     (row,) = health.by_parameter(health.configured)
@@ -150,21 +173,21 @@ def test_every_parameter_has_its_numbers():
 def test_the_furthest_way_is_advised():
     """By bias, noise and cost together: noise averages out over some updates, bias does not, and work is limited."""
 
-    def advised(*measured):
+    def chosen(*measured):
         health = GradientHealth(("a", "b"), (*measured, invented(1.0, 0.01, 50.0)), np.ones(3), 5, 1.0)
         return best(health), health
 
     biased, sound = invented(0.82, 0.01, 2.0), invented(0.98, 0.2, 2.0)
-    assert advised(biased, sound)[0] is sound
+    assert chosen(biased, sound)[0] is sound
     noisy = invented(0.98, 100.0, 2.0)
-    assert advised(biased, noisy)[0] is biased
+    assert chosen(biased, noisy)[0] is biased
     dear = invented(0.98, 0.2, 10.0)
-    assert advised(biased, dear)[0] is biased
+    assert chosen(biased, dear)[0] is biased
     astray = invented(0.5, 0.0, 1.0)
-    choice, health = advised(astray)
+    choice, health = chosen(astray)
     assert choice is health.reference
     short = invented(0.98, 0.0, 1.0, length=0.1)  # leaves the posterior near the prior
-    assert advised(biased, short)[0] is biased
+    assert chosen(biased, short)[0] is biased
     assert health.progress(sound) == pytest.approx(0.98 / np.sqrt(1 + 0.2 / 50) / 2, rel=1e-4)
 
 

@@ -31,7 +31,7 @@ def siblings(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "cells"), [("estimators_by_model", 2), ("horizons", 2), ("modes", 2), ("failures", 3)]
+    ("name", "cells"), [("estimators_by_model", 2), ("horizons", 2), ("modes", 2), ("failures", 3), ("advice", 1)]
 )
 def test_a_study_in_its_smallest_form(name, cells, siblings, tmp_path, capsys):
     study = load(name)

@@ -1,6 +1,7 @@
 """Is it any good? Checks of what a calibration rests on."""
 
 from calibrant.diagnostics._advice import advise as advise
+from calibrant.diagnostics._advice import advised as advised
 from calibrant.diagnostics._gradients import Candidate as Candidate
 from calibrant.diagnostics._gradients import GradientHealth as GradientHealth
 from calibrant.diagnostics._gradients import Measurement as Measurement

@@ -1,9 +1,12 @@
 """What the measurements of gradients say to do, in one sentence each."""
 
+import dataclasses
+
 import numpy as np
 
 from calibrant._horizon import FullHorizon
 from calibrant.diagnostics._gradients import GradientHealth, Measurement
+from calibrant.inference import GVI, Corrected
 
 #: Below this cosine with the differences a gradient is called astray.
 _ALIGNED = 0.8
@@ -65,7 +68,6 @@ def advise(health: GradientHealth) -> list[str]:
         out.append(
             f"{mine.failed} of {mine.count} gradients were not finite; look at the priors, or shorten the horizon."
         )
-    alignment = health.alignment(mine)
     choice = best(health)
     if mine is reference:
         return [*out, *_simulations(health, mine)]
@@ -88,18 +90,13 @@ def advise(health: GradientHealth) -> list[str]:
         out.append(f"The gradient of {listed(large)} is more than twice too large, which acts like a smaller weight.")
     if small:
         out.append(f"The gradient of {listed(small)} is less than half of what it should be, like a larger weight.")
-    further = health.progress(choice) / max(health.progress(mine), 1e-30)
-    if np.isnan(alignment):
-        why = "the configured gradient is too noisy to have a direction"
-    elif not _aligned(health, mine):
-        why = f"the configured gradient points another way than the differences (cosine {alignment:.2f})"
-    elif not _about_as_long(health, mine):
-        why = f"the configured gradient is {mine.length:.2g} times as long as the differences"
-    elif further > _WORTH:
-        why = f"for the same work it goes {further:.2g} times as far as the configured gradient"
-    else:
-        why = ""
-    if why and choice is not mine:
+    why = _why(health)
+    if why and choice is reference:
+        out.append(
+            f'Use straight-through corrected by differences (estimator = "corrected"): {why}; differences alone take '
+            f"{reference.simulations} simulations a gradient."
+        )
+    elif why:
         out.append(
             f"Use {choice.candidate.name}: {why}; this one has cosine {health.alignment(choice):.2f} and "
             f"{choice.length:.2g} times the length."
@@ -114,6 +111,36 @@ def advise(health: GradientHealth) -> list[str]:
             f"some {max(1, steps)} steps keeps them below 100."
         )
     return out or ["The gradients are good: aligned with the differences, and enough simulations to see them."]
+
+
+def _why(health: GradientHealth) -> str:
+    """Why not to stay with the gradient as configured; empty if there is no reason, or nothing better."""
+    mine, choice, alignment = health.configured, best(health), health.alignment(health.configured)
+    if choice is mine:
+        return ""
+    further = health.progress(choice) / max(health.progress(mine), 1e-30)
+    if np.isnan(alignment):
+        return "the configured gradient is too noisy to have a direction"
+    if not _aligned(health, mine):
+        return f"the configured gradient points another way than the differences (cosine {alignment:.2f})"
+    if not _about_as_long(health, mine):
+        return f"the configured gradient is {mine.length:.2g} times as long as the differences"
+    if further > _WORTH:
+        return f"for the same work it goes {further:.2g} times as far as the configured gradient"
+    return ""
+
+
+def advised(method: GVI, health: GradientHealth) -> GVI:
+    """The method with the gradient that `advise` says to use, and nothing else changed: where it says differences,
+    straight-through corrected by them."""
+    choice = best(health)
+    visible = health.target.seen and bool(np.any(health.identified))
+    if health.corrected or health.configured is health.reference or not visible or not _why(health):
+        return method
+    if choice is health.reference:
+        return dataclasses.replace(method, estimator=Corrected())
+    it = choice.candidate
+    return dataclasses.replace(method, estimator=it.estimator, horizon=it.horizon, replicates=it.replicates)
 
 
 def _simulations(health: GradientHealth, mine: Measurement) -> list[str]:
