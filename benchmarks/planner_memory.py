@@ -35,7 +35,8 @@ MODES: dict[str, Any] = {
     "hybrid, 1 tangent at a time": cal.HybridMode(1),
     "no derivative": cal.ReverseMode(),
 }
-MODELS = ("sir", "regional-sir", "boarding-school", "brock-hommes", "market", "june")
+#: The last two were not looked at when the prediction was made.
+MODELS = ("sir", "regional-sir", "boarding-school", "brock-hommes", "market", "june", "random-walk", "in-bed")
 
 
 def problem(name: str, share: float = 1.0) -> tuple[cal.Problem, cal.Prior]:
@@ -57,6 +58,10 @@ def problem(name: str, share: float = 1.0) -> tuple[cal.Problem, cal.Prior]:
         model, steps, data = cal.models.BrockHommes(n(3_000_000)), 97, None
     elif name == "market":
         model, steps, data = cal.models.ThresholdMarket(n(1_000_000)), 50, None
+    elif name == "random-walk":
+        model, steps, data = cal.models.RandomWalk(n(300_000)), 50, None
+    elif name == "in-bed":
+        model, steps, data = cal.models.BoardingSchoolSIBR(n(300_000)), 14, None
     else:
         world = cal.worlds.build_world(n(300_000), seed=1)
         model, steps, data = cal.models.June(world, Calendar(dt.date(2020, 3, 1), 30)), 30, "cumulative_infections"

@@ -91,7 +91,8 @@ class Memory(eqx.Module):
             lacking = (covariance[:-1, -1] - covariance[:-1, -2]) * scale
             slope = scale * solve_positive(gram, lacking[:, None])[:, 0]
             away = jnp.concatenate([z, h[:, None]], axis=1) - mean[:-1]
-            return h + count / (count + _RIDGE) * (mean[-1] - mean[-2]) + away @ slope
+            believed = count**2 / (count**2 + _RIDGE)  # of one sample a half, and of many all: no bias is to stay
+            return h + believed * (mean[-1] - mean[-2]) + away @ slope
 
         return jax.vmap(of_one, (0, 0, 0, 1), 1)(self.count, self.mean, self.spread, h)
 
