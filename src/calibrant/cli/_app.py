@@ -2,8 +2,6 @@
 
 import csv
 import io
-import json
-import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,13 +12,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from calibrant import diagnostics
 from calibrant._calibrate import CalibrationError, calibrate
 from calibrant._calibration import Calibration
-from calibrant._config import METHODS, MODELS, Config, ConfigError, build_model, bundled_configs, load_config
-from calibrant._config._method import MALAConfig, NUTSConfig
+from calibrant._config import METHODS, MODELS, ConfigError, build_model, bundled_configs
 from calibrant._devices import Devices
-from calibrant._files import atomic_path, write_text
+from calibrant._files import write_text
 from calibrant._model import AbstractModel
 from calibrant._prior import Prior
 from calibrant._problem import Problem
@@ -28,6 +24,8 @@ from calibrant._processes import interrupts_noted, is_first, wait_for_all
 from calibrant._simulate import simulate
 from calibrant.cli._check import check_command
 from calibrant.cli._comparison import compare_methods, write_comparison
+from calibrant.cli._configured import configured
+from calibrant.cli._gradients import gradients_command
 from calibrant.cli._mesh import (
     CoordinatorOption,
     DevicesOption,
@@ -48,9 +46,7 @@ from calibrant.cli._signals import interrupted_by_sigterm
 from calibrant.cli._unfinished import begin, refuse_existing
 from calibrant.cli._unfinished import resume as resumed
 from calibrant.cli._world import app as world_app
-from calibrant.inference import GVI, AbstractMethod, Result, auto_devices
-from calibrant.posteriors import Posterior
-from calibrant.worlds import MAX_PEOPLE
+from calibrant.inference import AbstractMethod, Result, auto_devices
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(world_app, name="world")
@@ -136,7 +132,7 @@ def calibrate_command(
     elif config is None:
         raise ConfigError("calibrate takes a bundled configuration or a TOML file, or --resume and a run directory.")
     else:
-        settings, directory, text = _configured(config, updates=updates, size=size, scale=scale, data=data)
+        settings, directory, text = configured(config, updates=updates, size=size, scale=scale, data=data)
         name = Path(config).stem
         out = Path("runs") / name if out is None else out
         if is_first():
@@ -201,125 +197,6 @@ def _tell(result: Calibration, draws: dict[str, Any], report: Path) -> None:
     _out.print(f"report: {report}", soft_wrap=True)
 
 
-def _configured(
-    config: str, *, updates: int | None, size: float | None, scale: float | None, data: Path | None
-) -> tuple[Config, Path, str]:
-    """A configuration with what the command line changes: itself, where its files are, and its text."""
-    settings, directory, text = load_config(config)
-    if updates is not None:
-        if isinstance(settings.method, (NUTSConfig, MALAConfig)):
-            raise ConfigError(
-                f"--updates is not for {settings.method.name}; set warmup and draws in the configuration."
-            )
-        settings.method.max_updates = updates
-        text += f"\n# on the command line: --updates {updates}\n"
-    if size is not None and scale is not None:
-        raise ConfigError("--size and --scale both say how many people there are; give one.")
-    if size is not None and not 1 <= size <= MAX_PEOPLE:
-        raise ConfigError(f"--size is a number of people, got {size}.")
-    if size is not None or scale is not None:
-        options = {k: v for k, v in settings.model.options.items() if k not in ("size", "scale", "world")}
-        settings.model.options = options | ({"size": round(size)} if size is not None else {"scale": scale})
-        text += f"\n# on the command line: --{'size' if size is not None else 'scale'} {size or scale}\n"
-    if data is not None:
-        if settings.data.file is None:
-            raise ConfigError("--data is for configurations that read a file; this one does not.")
-        for source in (settings.data, *settings.data.shares.values()):
-            source.file = str(data.resolve() / str(source.file))
-        text += f"\n# on the command line: --data {data}\n"
-    elif settings.data.file is not None and config in bundled_configs():
-        raise ConfigError(f"{config} reads {settings.data.file}; say in which directory it is with --data DIR.")
-    return settings, directory, text
-
-
-@app.command("gradients")
-def gradients_command(
-    config: Annotated[str, typer.Argument(help="a bundled configuration, a TOML file, or a run directory")],
-    points: Annotated[int, typer.Option(help="draws of the start, or of a run's posterior, to look at", min=2)] = 4,
-    repeats: Annotated[
-        int | None, typer.Option(help="gradients of each kind at each point; by replicates by default", min=4)
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    size: Annotated[float | None, typer.Option(help="JUNE: people of the built town")] = None,
-    scale: Annotated[float | None, typer.Option(help="JUNE: of London's population, up to 1")] = None,
-    data: Annotated[Path | None, typer.Option(help="directory of the data file")] = None,
-    out: Annotated[Path | None, typer.Option(help="PNG to write, with the numbers beside it in JSON")] = None,
-    devices: DevicesOption = None,
-    processes: ProcessesOption = None,
-    process: ProcessOption = None,
-    coordinator: CoordinatorOption = None,
-    join: JoinOption = False,
-) -> None:
-    """Ask, before a calibration, whether its gradients are any good, and what to change."""
-    if out is not None and out.is_dir():
-        raise ConfigError(f"{out} is a directory; --out is the PNG to write.")
-    if out is not None and out.suffix == ".json":
-        raise ConfigError(f"--out is the PNG to write, and the numbers go beside it in JSON: give {out.stem}.png.")
-    machine, configured = Where(devices, processes, process, coordinator, join), None
-    if names_run(config):
-        name, made = Path(config).name, lambda: _of_run(Path(config))
-    else:
-        settings, directory, _ = _configured(config, updates=None, size=size, scale=scale, data=data)
-        name, made, configured = Path(config).stem, lambda: (*settings.build(directory), None), settings.devices
-    rows = points * (32 if repeats is None else repeats)
-    mesh, (problem, prior, method, posterior) = build_on(
-        machine.wanted(configured), made, lambda built: auto_devices(built[0], rows)
-    )
-    if not isinstance(method, GVI):
-        raise ConfigError(f"calibrant gradients looks at those of gvi, and the method of {config} is another.")
-    repeats = diagnostics.default_repeats(method) if repeats is None else repeats
-    _out.print(f"{name}: gradients at {points} points, {repeats} of each kind")
-    say_devices(mesh)
-    with others_may_end(), on(mesh):
-        health = diagnostics.gradients(
-            problem, prior, method, posterior=posterior, points=points, repeats=repeats, seed=seed
-        )
-    table = Table("gradient", "cosine", "length", "noise²", "runs", "progress")
-    candidates = diagnostics.summary(health)
-    furthest = max(max(row["progress"] for row in candidates), 1e-30)
-    for row in candidates:
-        numbers = [row["alignment"], row["length"], row["noise"], row["forward_runs"], row["progress"] / furthest]
-        table.add_row(row["candidate"], *(f"{x:.3g}" if math.isfinite(x) else "all noise" for x in numbers))
-    _out.print(table)
-    _out.print(
-        "cosine: with central differences, of clipped gradients; length: the median one's beside theirs; noise²: over "
-        "signal², of one clipped gradient; runs: forward runs that take as long; progress: how far "
-        "updates go the way of the differences for the same work, of the furthest"
-    )
-    parameters = Table(
-        "parameter", "mean", "bias", "variance", "S/N", "ratio", title="as configured", title_justify="left"
-    )
-    for row in health.by_parameter(health.configured):
-        mean, bias, ratio = (_plus_minus(row[key], row[f"{key}_error"]) for key in ("mean", "bias", "ratio"))
-        numbers = (f"{row['variance']:.2g}", f"{row['signal_to_noise']:.2g}")
-        parameters.add_row(row["parameter"], mean, bias, *numbers, ratio)
-    _out.print(parameters)
-    _out.print(
-        "of gradients as they are, averaged over the points, in coordinates of the prior; bias: the mean less that of "
-        "the differences; S/N: signal to noise of one gradient; ratio: of the gradient to the differences"
-    )
-    advice = diagnostics.advise(health)
-    for sentence in advice:
-        _out.print(f"- {sentence}", soft_wrap=True)
-    written = own(Path(f"{name}-gradients.png") if out is None else out)
-    with atomic_path(written) as part:
-        diagnostics.gradients_figure(health).savefig(part, dpi=150, format="png")
-    numbers_file = written.with_suffix(".json")
-    write_text(
-        numbers_file, json.dumps({"advice": advice} | diagnostics.described(health), indent=1, allow_nan=False) + "\n"
-    )
-    _out.print(f"picture: {written}, numbers: {numbers_file}", soft_wrap=True)
-
-
-def _plus_minus(x: float, error: float) -> str:
-    return f"{x:.2g} ± {error:.1g}" if math.isfinite(x) else "differences are all noise"
-
-
-def _of_run(folder: Path) -> tuple[Problem, Prior, AbstractMethod, Posterior]:
-    _, settings, _, problem, calibration = read_run(folder)
-    return problem, calibration.prior, settings.method.build(), calibration.posterior
-
-
 @app.command("compare")
 def compare_command(
     config: Annotated[str, typer.Argument(help="a bundled configuration, or a TOML file")],
@@ -341,7 +218,7 @@ def compare_command(
     join: JoinOption = False,
 ) -> None:
     """Calibrate by several methods, each with the same number of simulations, and set the results side by side."""
-    settings, directory, text = _configured(config, updates=None, size=size, scale=scale, data=data)
+    settings, directory, text = configured(config, updates=None, size=size, scale=scale, data=data)
     name = Path(config).stem
     out = Path("comparisons") / name if out is None else out
     if out.exists() and not out.is_dir():
@@ -480,6 +357,7 @@ def _to_csv(outputs: Any) -> str:
 
 
 app.command("check")(check_command)
+app.command("gradients")(gradients_command)
 
 
 @app.command("report")
