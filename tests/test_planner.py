@@ -55,6 +55,7 @@ def test_reverse_mode_is_given_up_where_it_does_not_fit(town):
     assert method.simulations_at_once == plan.chosen.simulations_at_once
     assert dict(zip(planner.PLAN_COLUMNS, plan.rows()[0], strict=True))["simulations at once"] == "does not fit"
     assert sum("(chosen)" in row[0] for row in plan.rows()) == 1
+    assert {o.name: o.cut for o in plan.options}["reverse"] == ""
 
 
 def test_what_runs_out_of_memory_after_all_is_not_chosen(town, free, monkeypatch):
@@ -92,6 +93,24 @@ def test_a_group_of_simulations_is_found(town, free):
     some = next(o for o in plan.options if o.name == "reverse")
     assert 1 <= some.simulations_at_once <= 3
     assert some.memory <= plan.budget
+
+
+@pytest.mark.parametrize(
+    ("mode", "at_once", "separable", "cut"),
+    [
+        (cal.HybridMode(), None, True, "outputs"),
+        (cal.HybridMode(), 4, True, "loss"),
+        (cal.HybridMode(2), 2, True, "loss"),
+        (cal.HybridMode(), 1, True, "outputs"),  # less than a value's replicates
+        (cal.HybridMode(), 8, True, "outputs"),  # all of an update
+        (cal.HybridMode(), 4, False, "outputs"),
+        (cal.HybridMode(), 0, True, ""),
+        (cal.ReverseMode(), 4, True, ""),
+    ],
+)
+def test_where_a_hybrid_is_cut(mode, at_once, separable, cut):
+    option = planner.Option("", mode, at_once, 1, 1.0)
+    assert planner._cut(option, 2, 8, separable) == cut
 
 
 def test_a_plan_changes_no_result(town):

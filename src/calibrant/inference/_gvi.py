@@ -197,6 +197,7 @@ class GVI(AbstractMethod):
         estimator, points = self.estimator, 1
         if isinstance(estimator, (AbstractEstimator, Corrected)):
             estimator = estimator.prepare(problem, jax.random.key(0))
+        base = estimator.estimator if isinstance(estimator, Corrected) else estimator
         if isinstance(estimator, FiniteDifferences):
             points = estimator.points(prior.dim)
         budget = self.mode.budget
@@ -215,6 +216,7 @@ class GVI(AbstractMethod):
             row=self.replicates,
             budget=budget,
             derivative=not isinstance(estimator, (FiniteDifferences, FlowScore)),
+            separable=getattr(base, "separable", True),
         )
         chosen: Any = {"mode": found.chosen.mode, "simulations_at_once": found.chosen.simulations_at_once}
         settled = dataclasses.replace(self, **chosen)

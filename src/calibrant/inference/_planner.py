@@ -66,6 +66,8 @@ class Option:
     memory: int
     #: Of the gradients of an update, measured; NaN where it was not.
     seconds: float
+    #: Where a hybrid passes from forward to reverse mode: at the simulations' "outputs", or at the "loss" of a group.
+    cut: str = ""
 
     @property
     def fits(self) -> bool:
@@ -83,8 +85,8 @@ class Plan:
     #: Simulations at once of an evaluation, which takes no derivative; `None` for as many as of an update.
     evaluation_at_once: int | None = None
 
-    def rows(self) -> list[tuple[str, str, str, str]]:
-        """A table: mode, simulations at once, memory, seconds of the gradients of an update."""
+    def rows(self) -> list[tuple[str, str, str, str, str]]:
+        """A table: mode, simulations at once, where a hybrid is cut, memory, seconds of the gradients of an update."""
         return plan_rows(self.describe())
 
     def describe(self) -> dict[str, Any]:
@@ -93,7 +95,13 @@ class Plan:
         def entry(o: Option) -> dict[str, Any]:
             seconds = o.seconds if math.isfinite(o.seconds) else None
             at_once = o.simulations_at_once
-            return {"mode": o.name, "simulations_at_once": at_once, "memory": o.memory, "seconds": seconds}
+            return {
+                "mode": o.name,
+                "simulations_at_once": at_once,
+                "cut": o.cut,
+                "memory": o.memory,
+                "seconds": seconds,
+            }
 
         return {
             "chosen": self.chosen.name,
@@ -113,17 +121,17 @@ def planned_mode(plan: dict[str, Any]) -> AbstractMode:
 
 
 #: Heads of the columns of `Plan.rows`.
-PLAN_COLUMNS = ("mode", "simulations at once", "memory", "seconds an update")
+PLAN_COLUMNS = ("mode", "simulations at once", "cut at", "memory", "seconds an update")
 
 
-def plan_rows(plan: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+def plan_rows(plan: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
     """The table of a plan, from what `Plan.describe` made of it."""
 
-    def row(o: dict[str, Any]) -> tuple[str, str, str, str]:
+    def row(o: dict[str, Any]) -> tuple[str, str, str, str, str]:
         at_once = {None: "all", 0: "does not fit"}.get(o["simulations_at_once"], str(o["simulations_at_once"]))
         timed = "not timed" if o["seconds"] is None else f"{o['seconds']:.3g}"
         chosen = " (chosen)" if o["mode"] == plan["chosen"] else ""
-        return o["mode"] + chosen, at_once, f"{o['memory'] / 2**20:,.0f} MiB", timed
+        return o["mode"] + chosen, at_once, o.get("cut", ""), f"{o['memory'] / 2**20:,.0f} MiB", timed
 
     return [row(o) for o in plan["options"]]
 
@@ -145,11 +153,22 @@ def families(dim: int, steps: int) -> list[list[tuple[str, AbstractMode]]]:
     return [[("reverse", ReverseMode())], checkpointed, hybrid]
 
 
-def plan(program: Program, *, dim: int, steps: int, simulations: int, row: int, budget: int, derivative: bool) -> Plan:
+def plan(
+    program: Program,
+    *,
+    dim: int,
+    steps: int,
+    simulations: int,
+    row: int,
+    budget: int,
+    derivative: bool,
+    separable: bool = True,
+) -> Plan:
     """Compile, time, and choose.
 
     **Arguments:** `program`; `dim`, numbers that are differentiated; `simulations` of an update, of which each `row`
-    belong together; `budget`, in bytes; `derivative`, whether `program` takes any.
+    belong together; `budget`, in bytes; `derivative`, whether `program` takes any; `separable`, whether rows are
+    independent of each other, so that each group's is contracted to gradients of its losses as soon as it has run.
 
     **Raises:** `ValueError` where not one simulation fits.
     """
@@ -176,7 +195,7 @@ def plan(program: Program, *, dim: int, steps: int, simulations: int, row: int, 
     for option, compiled in _in_groups(program, options, simulations, row, best[0]):
         options.append(option)
         programs[option.name] = compiled
-    options = _again(options, programs)
+    options = [dataclasses.replace(o, cut=_cut(o, row, simulations, separable)) for o in _again(options, programs)]
     timed = [o for o in options if o.fits and math.isfinite(o.seconds)]
     if not timed:
         least = min(options, key=lambda o: o.memory)
@@ -185,6 +204,14 @@ def plan(program: Program, *, dim: int, steps: int, simulations: int, row: int, 
             f"{budget / _GIB:.2g} GiB are allowed; allow more `memory`, or take fewer agents or steps."
         )
     return Plan(min(timed, key=lambda o: o.seconds), tuple(options), budget)
+
+
+def _cut(o: Option, row: int, simulations: int, separable: bool) -> str:
+    """As `calibrant.expect` cuts it."""
+    if not isinstance(o.mode, HybridMode) or not o.fits:
+        return ""
+    grouped = o.simulations_at_once is not None and row <= o.simulations_at_once < simulations
+    return "loss" if grouped and separable else "outputs"
 
 
 def _in_groups(
