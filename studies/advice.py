@@ -136,7 +136,7 @@ def picture(results: dict[str, Any], cases: Sequence[tuple[str, int]], path: Pat
                 color=colour,
                 label=what if row == 0 else None,
             )
-    axis.set_yticks([-row for row in range(len(done))], [f"{name}, {seed}" for name, seed in done])
+    axis.set_yticks([-row for row in range(len(done))], [f"{name}, data of seed {seed}" for name, seed in done])
     axis.set_xscale("log")
     axis.set_xlabel("objective, over that before any update")
     axis.spines[["top", "right"]].set_visible(False)

@@ -99,9 +99,13 @@ def table(results: dict[str, Any], cases: Sequence[str], names: Sequence[str]) -
 
 
 def picture(results: dict[str, Any], cases: Sequence[str], names: Sequence[str], path: Path) -> None:
-    figure = Figure(figsize=(3.1 * len(cases) + 1.5, 4.2), layout="constrained")
-    axes = figure.subplots(1, len(cases), sharey=True, squeeze=False)[0]
-    for axis, case_name in zip(axes, cases, strict=True):
+    columns = min(4, len(cases))
+    rows = -(-len(cases) // columns)
+    figure = Figure(figsize=(2.6 * columns + 1.5, 3.8 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for axis in grid.flat[len(cases) :]:
+        axis.set_axis_off()
+    for axis, case_name in zip(grid.flat, cases, strict=False):
         got = [results.get(f"{case_name}|{name}", {}).get("fit") for name in names]
         best = min((f["objective"] for f in got if f and f["objective"] is not None), default=0.0)
         for i, fit in enumerate(got):
@@ -116,8 +120,8 @@ def picture(results: dict[str, Any], cases: Sequence[str], names: Sequence[str],
         axis.set_xlabel("objective above the best", fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8)
-    axes[0].set_yticks(np.arange(len(names)), names)
-    axes[0].invert_yaxis()
+    grid[0, 0].set_yticks(np.arange(len(names)), names)
+    grid[0, 0].invert_yaxis()
     with atomic_path(path) as part:
         figure.savefig(part, dpi=150, format="png")
 
