@@ -114,6 +114,41 @@ def test_a_calibration_counts_what_it_runs_and_follows_the_differences():
     np.testing.assert_allclose(records[1].gradient_norm, records[0].gradient_norm, rtol=1e-3)
 
 
+@jax.custom_vjp
+def wild(x, factor):
+    return x
+
+
+wild.defvjp(lambda x, factor: (x, factor), lambda factor, cotangent: (factor * cotangent, jnp.zeros_like(factor)))
+
+
+class Wild(cal.estimators.Pathwise):
+    """Its derivative is so many times too long, infinite, or of the wrong sign."""
+
+    factor: float = 1.0
+
+    def losses(self, problem, run, values, seeds):
+        losses, trajectories = super().losses(problem, run, values, seeds)
+        return wild(losses, jnp.asarray(self.factor, losses.dtype)), trajectories
+
+
+@pytest.mark.parametrize("factor", [-1.0, 1e30, np.inf, np.nan])
+def test_a_calibration_finds_the_mode_whatever_the_derivative(factor):
+    method = cal.GVI(
+        estimator=cal.Corrected(Wild(factor=factor)),
+        simulations=10,
+        max_updates=400,
+        learning_rate=1e-2,
+        evaluate_every=200,
+        kl_samples=100,
+        family=cal.posteriors.FullRankGaussian(),
+    )
+    result = cal.calibrate(_problem(), method=method, progress=False, check_gradients=False)
+    assert np.all(np.isfinite(result.updates["gradient_norm"]))
+    draws = np.asarray(result.sample(0, 2000)["theta"])
+    assert abs(draws.mean() - 0.8) < 0.15
+
+
 @pytest.mark.parametrize(
     ("make", "match"),
     [
@@ -122,7 +157,9 @@ def test_a_calibration_counts_what_it_runs_and_follows_the_differences():
         (lambda: cal.Corrected(step=-1.0), "step"),
         (lambda: _checked(cal.Corrected(cal.FiniteDifferences())), "not FiniteDifferences"),
         (lambda: _checked(cal.Corrected(cal.estimators.REBAR())), "use that by itself"),
-        (lambda: _checked(cal.Corrected(cal.estimators.ScoreFunction()), simulations=1), "replicates"),
+        (lambda: _checked(cal.Corrected(cal.estimators.ScoreFunction())), "not ScoreFunction"),
+        (lambda: _checked(cal.Corrected(), simulations=1), "lower `differences`"),
+        (lambda: cal.Corrected(memory=1).check(problem_of("choice"), 2, 5, 1), "raise either"),
         (lambda: cal.Corrected().check(problem_of("choice"), 201, 5, 1), "200 of them at most"),
         (lambda: _at_points(cal.Corrected()), "it is for GVI"),
         (lambda: _at_points(cal.FlowScore()), "it is for GVI"),

@@ -142,6 +142,9 @@ def test_the_method_as_advised():
     health = GradientHealth(("a", "b"), (astray, reference), np.ones(3), 5, 1.0)
     assert 'estimator = "corrected"' in " ".join(advise(health))
     assert advised(method, health).estimator == cal.Corrected()
+    outside = dataclasses.replace(health, correctable=False)
+    assert 'estimator = "corrected"' not in " ".join(advise(outside))
+    assert advised(method, outside).estimator == cal.FiniteDifferences()
     good = GradientHealth(("a", "b"), (invented(1.0, 0.01, 1.0), reference), np.ones(3), 5, 1.0)
     assert advised(method, good) is method
 

@@ -1,11 +1,14 @@
 """What the measurements of gradients say to do, in one sentence each."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
+from calibrant._autodiff import ReverseMode
 from calibrant._horizon import FullHorizon
 from calibrant.diagnostics._gradients import GradientHealth, Measurement
+from calibrant.estimators import FiniteDifferences
 from calibrant.inference import GVI, Corrected
 
 #: Below this cosine with the differences a gradient is called astray.
@@ -72,7 +75,7 @@ def advise(health: GradientHealth) -> list[str]:
     if mine is reference:
         return [*out, *_simulations(health, mine)]
     if health.corrected:
-        return [*out, "The configured gradient is measured before its correction, which takes its bias away."]
+        return [*out, "The configured gradient is measured before its correction, which takes the bias away."]
     wrong = _wrong_signs(health, mine)
     if wrong:
         out.append(f"The gradient of {listed(wrong)} has the wrong sign; change the estimator or the horizon.")
@@ -91,7 +94,7 @@ def advise(health: GradientHealth) -> list[str]:
     if small:
         out.append(f"The gradient of {listed(small)} is less than half of what it should be, like a larger weight.")
     why = _why(health)
-    if why and choice is reference:
+    if why and choice is reference and health.correctable:
         out.append(
             f'Use straight-through corrected by differences (estimator = "corrected"): {why}; differences alone take '
             f"{reference.simulations} simulations a gradient."
@@ -132,13 +135,17 @@ def _why(health: GradientHealth) -> str:
 
 def advised(method: GVI, health: GradientHealth) -> GVI:
     """The method with the gradient that `advise` says to use, and nothing else changed: where it says differences,
-    straight-through corrected by them."""
+    straight-through corrected by them, or they themselves where that cannot be. (Of `FlowScore`, which has no gradient
+    of a point, what is measured and judged is straight-through.)"""
     choice = best(health)
     visible = health.target.seen and bool(np.any(health.identified))
     if health.corrected or health.configured is health.reference or not visible or not _why(health):
         return method
-    if choice is health.reference:
+    if choice is health.reference and health.correctable:
         return dataclasses.replace(method, estimator=Corrected())
+    if choice is health.reference:
+        plain: Any = {"horizon": FullHorizon(), "mode": ReverseMode()}
+        return dataclasses.replace(method, estimator=FiniteDifferences(), **plain)
     it = choice.candidate
     return dataclasses.replace(method, estimator=it.estimator, horizon=it.horizon, replicates=it.replicates)
 

@@ -33,6 +33,7 @@ from calibrant._sampling import GumbelSoftmax, StraightThrough
 from calibrant._simulate import simulate
 from calibrant.estimators import AbstractEstimator, FiniteDifferences, Pathwise
 from calibrant.inference import GVI, AutoMode, Corrected
+from calibrant.inference._corrected import MOST_PARAMETERS
 from calibrant.posteriors import Posterior
 
 _POINTS, _SEEDS = 0x47524144, 0x48454C54
@@ -124,6 +125,8 @@ class GradientHealth:
     seconds_a_run: float
     #: Whether the method corrects its gradient as it goes, of which only what is to be corrected was measured.
     corrected: bool = False
+    #: Whether `Corrected` can be used.
+    correctable: bool = True
 
     @property
     def configured(self) -> Measurement:
@@ -308,6 +311,7 @@ def gradients(
         simulations=method.simulations,
         seconds_a_run=a_run,
         corrected=isinstance(method.estimator, Corrected),
+        correctable=problem.model.in_jax and prior.dim <= MOST_PARAMETERS,
     )
 
 

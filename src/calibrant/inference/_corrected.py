@@ -22,6 +22,7 @@ It belongs to the method and not to `calibrant.estimators`: it remembers, and it
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import equinox as eqx
@@ -43,7 +44,9 @@ _RIDGE = 1.0
 #: `memory` at most this part of what has passed, since the posterior moves most at first.
 _PART = 0.5
 #: The memory is of the order of d^3 numbers.
-_MOST_PARAMETERS = 200
+MOST_PARAMETERS = 200
+#: Differences that are remembered of each coordinate, at least.
+_LEAST_REMEMBERED = 2
 
 
 class Memory(eqx.Module):
@@ -69,14 +72,18 @@ class Memory(eqx.Module):
         away = seen - self.mean[i]
         mean = self.mean[i] + away / count
         spread = self.spread[i] + jnp.outer(away, seen - mean)
-        new = Memory(self.count.at[i].set(count), self.mean.at[i].set(mean), self.spread.at[i].set(spread))
-        return jax.tree.map(lambda a, b: jnp.where(usable, a, b), new, self)
+
+        def put(old, new):
+            return old.at[i].set(jnp.where(usable, new, old[i]))
+
+        return Memory(put(self.count, count), put(self.mean, mean), put(self.spread, spread))
 
     def size(self) -> Float[Array, " dim"]:
-        """Root mean square of the differences in each coordinate; of those not seen, the largest of the others."""
+        """Root mean square of the differences in each coordinate; of those that were not seen, or seen to do nothing,
+        the largest of the others."""
         square = self.mean[:, -1] ** 2 + self.spread[:, -1, -1] / jnp.where(self.count > 0, self.count, 1)
         size = jnp.where(self.count > 0, jnp.sqrt(square), 0)
-        return jnp.where(self.count > 0, size, jnp.max(size))
+        return jnp.where(size > 0, size, jnp.max(size))
 
     def predicted(self, z: Float[Array, "n dim"], h: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
         """The gradient at each of n values, from the biased one."""
@@ -98,8 +105,13 @@ class Memory(eqx.Module):
 
 
 class Corrected(eqx.Module):
-    """`estimator`, corrected by remembered finite differences: little bias, little noise, and a cost that does not grow
-    with the number of parameters. For `GVI`.
+    """`estimator`, corrected by remembered finite differences: little bias, little noise, and as many simulations
+    whatever the number of parameters. For `GVI`.
+
+    Of each of d coordinates about `n = memory * differences / d` differences are remembered. Of the bias `1 / (n**2 +
+    1)` is left in its mean and some `1 / (n + 1)` in how it changes with the parameters, by the ridge: with many
+    parameters for the memory much of it stays. An update solves d systems of d + 1 unknowns. A derivative that is not
+    finite counts as 0, since differences say what it should be.
 
     **Arguments:**
 
@@ -125,15 +137,25 @@ class Corrected(eqx.Module):
 
     def check(self, problem: Problem, dim: int, batch: int, replicates: int) -> None:
         """Refuse, with a `ValueError`, what it cannot correct, and more parameters than its memory can hold."""
-        if isinstance(self.estimator, (AbstractRelaxed, FiniteDifferences)):
+        if self.estimator.unbiased or isinstance(self.estimator, (AbstractRelaxed, FiniteDifferences)):
             raise ValueError(
                 f"Corrected corrects a biased gradient, such as Pathwise()'s, and not {type(self.estimator).__name__}; "
                 "use that by itself."
             )
-        if dim > _MOST_PARAMETERS:
+        if dim > MOST_PARAMETERS:
             raise ValueError(
-                f"Corrected remembers products of the parameters, {_MOST_PARAMETERS} of them at most, and there are "
+                f"Corrected remembers products of the parameters, {MOST_PARAMETERS} of them at most, and there are "
                 f"{dim}; use {type(self.estimator).__name__}() by itself."
+            )
+        if self.differences > batch * dim:
+            raise ValueError(
+                f"Corrected takes each of {dim} coordinates at each of {batch} values once an update at most, "
+                f"and {self.differences} differences are asked for; lower `differences`, or raise `simulations`."
+            )
+        if self.memory * self.differences < _LEAST_REMEMBERED * dim:
+            raise ValueError(
+                f"Corrected with {self.differences} differences an update and a memory of {self.memory} updates "
+                f"remembers less than {_LEAST_REMEMBERED} differences of each of {dim} coordinates; raise either."
             )
         self.prepare(problem, jax.random.key(0)).estimator.check(problem, batch, replicates)
 
@@ -155,25 +177,29 @@ class Corrected(eqx.Module):
         seeds: UInt32[Array, "n replicates 2"],
         update: Int[Array, ""],
     ) -> tuple[tuple[Array, Array, Array], Memory]:
-        """At n coordinates: losses, whether they and their gradients are finite, and these; and what is remembered from
+        """At n coordinates: losses, whether they are finite, and gradients; and what is remembered from
         now on. `how` simulations are run and differentiated, but for the estimator."""
         mine = dataclasses.replace(how, estimator=self.estimator.at(update))
         losses, known, g = mine.gradients(problem, prior, z, seeds)
         n, dim = z.shape
         each = jnp.arange(self.differences)
-        rows, coordinates = each % n, (update * self.differences + each) % dim
+        # Each pair of value and coordinate once.
+        rows = (each + each // math.lcm(n, dim)) % n
+        coordinates = (update * self.differences + each) % dim
         moves = self.step * jax.nn.one_hot(coordinates, dim, dtype=z.dtype)
         around = jnp.concatenate([z[rows] + moves, z[rows] - moves])
         plain = dataclasses.replace(how, estimator=Pathwise())
         sides, sides_finite = plain.losses(problem, prior, around, jnp.concatenate([seeds[rows], seeds[rows]]))
         y = (sides[: self.differences] - sides[self.differences :]) / (2 * self.step)
+        derived = jnp.isfinite(g)
+        known |= jnp.isfinite(losses) & ~jnp.all(derived, axis=1)
         usable = known[rows] & jnp.all(sides_finite.reshape(2, -1), axis=0)
 
         window = jnp.minimum(self.memory, 1 + _PART * update.astype(z.dtype))
         memory = memory.faded(1 - 1 / (1 + window))
         size = jnp.maximum(memory.size(), jnp.max(jnp.where(usable, jnp.abs(y), 0)) * (memory.count == 0))
         bound = jnp.where(jnp.max(size) > 0, _MOST * size, jnp.inf)
-        h = jnp.clip(jnp.where(known[:, None], g, 0), -bound, bound)
+        h = jnp.clip(jnp.where(known[:, None] & derived, g, 0), -bound, bound)
 
         def learn(memory: Memory, at: Any) -> tuple[Memory, None]:
             i, row, difference, usable = at
