@@ -154,7 +154,7 @@ def test_a_gradient_that_is_corrected_is_not_judged_by_its_bias():
     health = drifting(method)
     assert "not yet corrected" in health.configured.candidate.name
     (sentence,) = advise(health)
-    assert "takes its bias away" in sentence
+    assert "takes the bias away" in sentence
     assert advised(method, health) is method
 
 
