@@ -68,7 +68,8 @@ def test_estimators_that_change_from_update_to_update(estimator):
     for updates in (3, 1):
         states.append(method.step(problem, states[-1], updates)[0])
     assert np.all(np.isfinite(method.step(problem, states[-1], 2)[1].gradient_norm))
-    controls = [jax.tree.leaves(eqx.filter(s.estimator, eqx.is_inexact_array)) for s in states]
+    learnt = [(s.estimator, s.estimator_optimiser) for s in states]
+    controls = [jax.tree.leaves(eqx.filter(x, eqx.is_inexact_array)) for x in learnt]
     for before, after in itertools.pairwise(controls):
         assert all(np.any(a != b) for a, b in zip(before, after, strict=True))
     # Four updates at once are three and one.

@@ -157,6 +157,7 @@ def test_a_calibration_finds_the_mode_whatever_the_derivative(factor):
         (lambda: cal.Corrected(step=-1.0), "step"),
         (lambda: _checked(cal.Corrected(cal.FiniteDifferences())), "not FiniteDifferences"),
         (lambda: _checked(cal.Corrected(cal.estimators.REBAR())), "use that by itself"),
+        (lambda: _checked(cal.Corrected(cal.estimators.Enumeration())), "not Enumeration"),
         (lambda: _checked(cal.Corrected(cal.estimators.ScoreFunction())), "not ScoreFunction"),
         (lambda: _checked(cal.Corrected(), simulations=1), "lower `differences`"),
         (lambda: cal.Corrected(memory=1).check(problem_of("choice"), 2, 5, 1), "raise either"),

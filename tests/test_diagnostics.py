@@ -156,6 +156,8 @@ def test_a_gradient_that_is_corrected_is_not_judged_by_its_bias():
     (sentence,) = advise(health)
     assert "takes the bias away" in sentence
     assert advised(method, health) is method
+    assert health.correctable
+    assert not drifting(cal.GVI(simulations=1)).correctable  # of one parameter at one value: one difference an update
 
 
 def test_every_parameter_has_its_numbers():

@@ -33,7 +33,6 @@ from calibrant._sampling import GumbelSoftmax, StraightThrough
 from calibrant._simulate import simulate
 from calibrant.estimators import AbstractEstimator, FiniteDifferences, Pathwise
 from calibrant.inference import GVI, AutoMode, Corrected
-from calibrant.inference._corrected import MOST_PARAMETERS
 from calibrant.posteriors import Posterior
 
 _POINTS, _SEEDS = 0x47524144, 0x48454C54
@@ -311,8 +310,16 @@ def gradients(
         simulations=method.simulations,
         seconds_a_run=a_run,
         corrected=isinstance(method.estimator, Corrected),
-        correctable=problem.model.in_jax and prior.dim <= MOST_PARAMETERS,
+        correctable=problem.model.in_jax and _correctable(problem, prior, method),
     )
+
+
+def _correctable(problem: Problem, prior: Prior, method: GVI) -> bool:
+    try:
+        Corrected().check(problem, prior.dim, method.simulations, method.replicates)
+    except ValueError:
+        return False
+    return True
 
 
 def _taken(

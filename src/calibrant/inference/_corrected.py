@@ -34,7 +34,6 @@ from calibrant._prior import Prior
 from calibrant._problem import Problem
 from calibrant.estimators import AbstractEstimator, FiniteDifferences, Pathwise
 from calibrant.estimators._solve import solve_positive
-from calibrant.estimators.rebar import AbstractRelaxed
 from calibrant.inference._losses import Differentiation
 
 #: A biased gradient is a feature up to so many root mean squares of the differences: beyond, it says only its sign.
@@ -44,7 +43,7 @@ _RIDGE = 1.0
 #: `memory` at most this part of what has passed, since the posterior moves most at first.
 _PART = 0.5
 #: The memory is of the order of d^3 numbers.
-MOST_PARAMETERS = 200
+_MOST_PARAMETERS = 200
 #: Differences that are remembered of each coordinate, at least.
 _LEAST_REMEMBERED = 2
 
@@ -137,14 +136,16 @@ class Corrected(eqx.Module):
 
     def check(self, problem: Problem, dim: int, batch: int, replicates: int) -> None:
         """Refuse, with a `ValueError`, what it cannot correct, and more parameters than its memory can hold."""
-        if self.estimator.unbiased or isinstance(self.estimator, (AbstractRelaxed, FiniteDifferences)):
+        estimator = self.estimator
+        differs = isinstance(estimator, AbstractEstimator) and not isinstance(estimator, FiniteDifferences)
+        if not differs or estimator.unbiased:
             raise ValueError(
                 f"Corrected corrects a biased gradient, such as Pathwise()'s, and not {type(self.estimator).__name__}; "
                 "use that by itself."
             )
-        if dim > MOST_PARAMETERS:
+        if dim > _MOST_PARAMETERS:
             raise ValueError(
-                f"Corrected remembers products of the parameters, {MOST_PARAMETERS} of them at most, and there are "
+                f"Corrected remembers products of the parameters, {_MOST_PARAMETERS} of them at most, and there are "
                 f"{dim}; use {type(self.estimator).__name__}() by itself."
             )
         if self.differences > batch * dim:
