@@ -13,8 +13,10 @@ import pytest
 import toys
 
 import calibrant as cal
+from calibrant import _programs
+from calibrant._programs import Program, compiler_options
 from calibrant.inference import _planner as planner
-from calibrant.inference._kernels import uncounted_memory
+from calibrant.inference._gvi import _gradients_for_plan
 
 STEPS, AGENTS = 30, 20_000
 
@@ -148,42 +150,25 @@ def test_memory_is_what_the_compiler_says(town):
     assert compiled.seconds() > 0
 
 
-PROGRAM = """HloModule jit_f, entry_computation_layout={(f32[2,300]{1,0})->f32[2]{0}}
-
-%fused_computation.1 (p.0: f32[2,300], p.1: f32[]) -> f32[2] {
-  %p.0 = f32[2,300]{1,0} parameter(0)
-  %p.1 = f32[] parameter(1)
-  %broadcast.1 = f32[2,300]{1,0} broadcast(%p.1), dimensions={}
-  %multiply.1 = f32[2,300]{1,0} multiply(%p.0, %broadcast.1)
-  %compare.1 = pred[2,300]{1,0} compare(%multiply.1, %broadcast.1), direction=GT
-  %reduce.1 = (f32[2]{0}, f32[2]{0}) reduce(%multiply.1, %p.1), dimensions={1}, to_apply=%add
-  ROOT %get-tuple-element.1 = f32[2]{0} get-tuple-element(%reduce.1), index=0
-}
-
-%fused_computation.2 (p.0: f32[2,300]) -> f32[2,300] {
-  ROOT %negate = f32[2,300]{1,0} negate(%p.0)
-}
-
-ENTRY %main.1 (x: f32[2,300]) -> f32[2] {
-  %x = f32[2,300]{1,0} parameter(0)
-  %y = f32[2,300]{1,0} fusion(%x), kind=kLoop, calls=%fused_computation.2, metadata={op_name="jit(f)/neg"}
-  ROOT %z = f32[2]{0} fusion(%y), kind=kCustom, calls=%fused_computation.1, backend_config={"fusion_config":KIND}
-}
-"""
-
-
-def test_memory_of_kernels_is_added():
-    """Of what a library of kernels computes, which allocates for itself; loops that the compiler fuses need nothing."""
-    assert uncounted_memory(PROGRAM.replace("KIND", '{"kind":"__ynn_fusion"}')) == 2 * (2 * 300 * 4)
-    assert uncounted_memory(PROGRAM.replace("KIND", '{"kind":"__something"}')) == 0
-
-
-def test_kernels_are_recognised_as_this_compiler_writes_them():
-    """A compiler that wrote them another way would otherwise make predictions too low without a word."""
+def test_programs_hold_no_kernels_of_a_library(town):
+    """They would take memory that the compiler does not count."""
+    assert compiler_options(), "this compiler does not know the option: look for another"
     x = jnp.ones((300_000, 2), jnp.float32)
-    program = jax.jit(lambda x: jnp.sum(jnp.exp(-x * x) * jnp.where(x > 0, x, 1.0) + x, axis=0)).lower(x).compile()
-    text = program.as_text() or ""
-    assert uncounted_memory(text) == (2 * x.nbytes if "ynn" in text.lower() else 0)
+
+    def total(x):
+        return jnp.sum(jnp.exp(-x * x) * jnp.where(x > 0, x, 1.0) + x, axis=0)
+
+    assert "ynn" in (jax.jit(total).lower(x).compile().as_text() or "")  # as it would be otherwise
+    assert "ynn" not in Program(total).lower(x).compile().compiled.as_text()
+    it, prior = town
+    z, words = jnp.zeros((2, prior.dim)), cal.seeds(0, (2, 1))
+    update = planner.Compiled(_gradients_for_plan, (cal.estimators.Pathwise(), gvi(), it, prior, z, words))
+    assert "ynn" not in update._run.compiled.as_text()
+
+
+def test_a_compiler_that_does_not_know_the_option_is_not_asked(monkeypatch):
+    monkeypatch.setattr(_programs, "_NO_KERNELS", {"xla_no_such_option": ""})
+    assert compiler_options.__wrapped__() == {}
 
 
 def test_close_modes_are_timed_again_in_turn():

@@ -191,6 +191,9 @@ class HybridMode(AbstractMode):
         basis = jnp.eye(chunks * chunk, size, dtype=flat_theta.dtype).reshape(chunks, chunk, size)
 
         def some_columns(basis, theta, fixed, loop):
+            if chunk == 1:  # without an axis of length one, which CPUs sum over slowly
+                one = loop.run_with_tangent(theta, fixed, unravel(basis[0]), horizon, self.scan, columns=False)
+                return one[0], jax.tree.map(lambda t: t[..., None], one[1])
             columns = jax.vmap(unravel, out_axes=-1)(basis)
             return loop.run_with_tangent(theta, fixed, columns, horizon, self.scan, columns=True)
 

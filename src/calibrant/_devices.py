@@ -8,9 +8,8 @@ depend on the mesh.
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -21,8 +20,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 AGENTS, SIMULATIONS = "agents", "simulations"
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 class DevicesError(ValueError):
@@ -128,16 +125,6 @@ def gathered(tree: PyTree) -> PyTree:
         return tree
     whole = PartitionSpec()
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, whole) if eqx.is_array(x) else x, tree)
-
-
-def compiled(fn: Callable[P, R]) -> Callable[P, R]:
-    """`eqx.filter_jit`, of which every process can read whatever it gives back."""
-
-    @functools.wraps(fn)
-    def whole(*arguments: P.args, **named: P.kwargs) -> R:
-        return gathered(fn(*arguments, **named))
-
-    return eqx.filter_jit(whole)  # pyright: ignore[reportReturnType]
 
 
 def divided_array(length: int, part: Callable[[slice], np.ndarray]) -> Array:

@@ -122,7 +122,7 @@ class _Run(eqx.Module):
 
         rows, replicates = seeds.shape[:2]
         if self.how.at_once is None or self.how.at_once >= rows * replicates:
-            return jax.vmap(jax.vmap(one, (None, 0, 0)))(dict(values), seeds, per_run)
+            return _vmap(_vmap(one, (None, 0, 0)))(dict(values), seeds, per_run)
         repeated = jax.tree.map(lambda x: jnp.repeat(x[:, None], replicates, axis=1), dict(values))
         return self.map(one, repeated, seeds, per_run)
 
@@ -132,7 +132,7 @@ class _Run(eqx.Module):
     def map(self, fn: Callable, *arguments: Any) -> Any:
         rows, replicates = jax.tree.leaves(arguments)[0].shape[:2]
         if self.how.at_once is None or self.how.at_once >= rows * replicates:
-            return jax.vmap(jax.vmap(fn))(*arguments)
+            return _vmap(_vmap(fn))(*arguments)
         flat = jax.tree.map(lambda x: x.reshape(rows * replicates, *x.shape[2:]), arguments)
         out = _map_in_groups(fn, flat, self.how.at_once, recompute=self.how.mode.stores_steps)
         return jax.tree.map(lambda x: x.reshape(rows, replicates, *x.shape[1:]), out)
@@ -146,6 +146,24 @@ def _estimate(values: Mapping[str, Array], problem: Problem, seeds: Array, how: 
         if eqx.is_inexact_array(leaf):
             finite &= jnp.all(jnp.isfinite(leaf.reshape(seeds.shape[0], -1)), axis=1)
     return losses, jax.lax.stop_gradient(finite)
+
+
+def _vmap(fn: Callable, in_axes: tuple[int | None, ...] | None = None) -> Callable:
+    """`jax.vmap` over leading axes, and over one of length one without it.
+
+    An axis of length one in the middle of an array stops a CPU from summing it in tiles: sums of large arrays then take
+    several times as long, and memory for all that stands in them (`benchmarks/unit_axes.py`).
+    """
+
+    def mapped(*arguments: Any) -> Any:
+        axes = (0,) * len(arguments) if in_axes is None else in_axes
+        along = [x for x, axis in zip(arguments, axes, strict=True) if axis is not None]
+        if jax.tree.leaves(along)[0].shape[0] != 1:
+            return jax.vmap(fn, axes)(*arguments)
+        one = [x if axis is None else jax.tree.map(lambda a: a[0], x) for x, axis in zip(arguments, axes, strict=True)]
+        return jax.tree.map(lambda a: a[None], fn(*one))
+
+    return mapped
 
 
 def _groups(count: int, size: int) -> Array:
@@ -198,7 +216,7 @@ def _map_in_groups(fn, arguments: tuple, size: int, *, recompute: bool):
     count = jax.tree.leaves(arguments)[0].shape[0]
 
     def group(index):
-        return jax.vmap(fn)(*jax.tree.map(lambda x: x[index], arguments))
+        return _vmap(fn)(*jax.tree.map(lambda x: x[index], arguments))
 
     out = jax.lax.map(jax.checkpoint(group) if recompute else group, _groups(count, size))
     return _flat(out, count)

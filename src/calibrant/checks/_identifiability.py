@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from calibrant._devices import compiled
 from calibrant._problem import Problem
+from calibrant._programs import compiled
 from calibrant._randomness import seeds
 from calibrant._simulate import simulate
 from calibrant.checks._refits import coordinate_names

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Array
 from scipy import stats
 
-from calibrant._devices import compiled
 from calibrant._problem import Problem
+from calibrant._programs import compiled
 from calibrant._randomness import seeds
 from calibrant._simulate import simulate
 from calibrant.checks._synthetic import as_data

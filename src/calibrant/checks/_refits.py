@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from calibrant._devices import compiled
 from calibrant._prior import Prior
 from calibrant._problem import Problem
+from calibrant._programs import compiled
 from calibrant._progress import AbstractProgress, NoProgress
 from calibrant._randomness import seeds
 from calibrant.checks._calibration import CalibrationCheck, calibration

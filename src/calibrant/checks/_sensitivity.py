@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from calibrant._devices import compiled
 from calibrant._problem import Problem
+from calibrant._programs import compiled
 from calibrant._randomness import seeds
 from calibrant._simulate import simulate
 from calibrant.checks._identifiability import _named

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from calibrant._devices import compiled
 from calibrant._problem import Problem
+from calibrant._programs import compiled
 from calibrant._simulate import simulate
 from calibrant.losses import AbstractLoss, CustomLoss
 

@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from calibrant._config import ConfigError, build_model
-from calibrant._devices import compiled
 from calibrant._files import atomic_path, write_text
+from calibrant._programs import compiled
 from calibrant._randomness import seeds
 from calibrant._simulate import simulate
 from calibrant.cli._run import read_run

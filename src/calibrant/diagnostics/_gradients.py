@@ -23,11 +23,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from calibrant._autodiff import AbstractMode, ReverseMode
-from calibrant._devices import compiled
 from calibrant._expect import expect
 from calibrant._horizon import AbstractHorizon, FullHorizon, SlidingHorizon
 from calibrant._prior import Prior
 from calibrant._problem import Problem
+from calibrant._programs import compiled
 from calibrant._randomness import as_seed, seeds
 from calibrant._sampling import GumbelSoftmax, StraightThrough
 from calibrant._simulate import simulate

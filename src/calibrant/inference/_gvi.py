@@ -25,11 +25,11 @@ import optax
 from jaxtyping import Array, Float
 
 from calibrant._autodiff import AbstractMode, ReverseMode
-from calibrant._devices import compiled
 from calibrant._horizon import AbstractHorizon, FullHorizon
 from calibrant._model import no_derivative
 from calibrant._prior import Prior
 from calibrant._problem import Problem
+from calibrant._programs import compiled
 from calibrant._randomness import as_seed, seeds
 from calibrant.estimators import AbstractEstimator, FiniteDifferences, Pathwise
 from calibrant.estimators.rebar import AbstractRelaxed

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt32
 
 from calibrant._autodiff import AbstractMode, ReverseMode
-from calibrant._devices import compiled
 from calibrant._expect import expect
 from calibrant._horizon import AbstractHorizon, FullHorizon
 from calibrant._model import no_derivative, not_in_jax
 from calibrant._prior import Prior
 from calibrant._problem import Problem
+from calibrant._programs import compiled
 from calibrant._randomness import seeds
 from calibrant._sampling import StraightThrough
 from calibrant.estimators import AbstractEstimator, FiniteDifferences, Pathwise

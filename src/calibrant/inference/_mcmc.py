@@ -38,9 +38,9 @@ from blackjax.adaptation.step_size import dual_averaging_adaptation
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from calibrant._autodiff import AbstractMode
-from calibrant._devices import compiled
 from calibrant._horizon import AbstractHorizon
 from calibrant._problem import Problem
+from calibrant._programs import compiled
 from calibrant._randomness import as_seed
 from calibrant.estimators import AbstractEstimator
 from calibrant.inference._base import (

@@ -19,7 +19,7 @@ import jax
 
 from calibrant._autodiff import AbstractMode, CheckpointedReverseMode, HybridMode, ReverseMode
 from calibrant._processes import least, told_by_first
-from calibrant.inference._kernels import uncounted_memory
+from calibrant._programs import Program
 from calibrant.inference._memory import device_memory
 
 _GIB = 2**30
@@ -137,7 +137,7 @@ def plan_rows(plan: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
 
 
 #: A program for a mode and `simulations_at_once`, compiled.
-Program = Callable[[AbstractMode, int | None], "Compiled"]
+ProgramFor = Callable[[AbstractMode, int | None], "Compiled"]
 
 
 def families(dim: int, steps: int) -> list[list[tuple[str, AbstractMode]]]:
@@ -154,7 +154,7 @@ def families(dim: int, steps: int) -> list[list[tuple[str, AbstractMode]]]:
 
 
 def plan(
-    program: Program,
+    program: ProgramFor,
     *,
     dim: int,
     steps: int,
@@ -215,7 +215,7 @@ def _cut(o: Option, row: int, simulations: int, separable: bool) -> str:
 
 
 def _in_groups(
-    program: Program, options: list[Option], simulations: int, row: int, best: float
+    program: ProgramFor, options: list[Option], simulations: int, row: int, best: float
 ) -> list[tuple[Option, "Compiled"]]:
     """The better modes once more, a row of simulations at a time: often faster on a CPU, whose caches are small."""
     if simulations <= row:
@@ -246,15 +246,14 @@ class Compiled:
     """A compiled program: what it needs, and how long it takes."""
 
     def __init__(self, fn: Callable, arguments: tuple):
-        jitted: Any = eqx.filter_jit(fn)
         self._arguments = arguments
-        self._run = jitted.lower(*arguments).compile()
+        self._run = Program(fn).lower(*arguments).compile()
         compiled: Any = self._run.compiled
         stats = compiled.memory_analysis()
         #: Bytes of the arguments, and beyond them; on a mesh, of one device.
         self.arguments = int(stats.argument_size_in_bytes)
         counted = stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-        self.memory = int(counted) + uncounted_memory(compiled.as_text())
+        self.memory = int(counted)
         cost = compiled.cost_analysis()
         cost = cost[0] if isinstance(cost, list) else cost
         #: The body of a loop counts once.

@@ -22,10 +22,10 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from calibrant._autodiff import AbstractMode, ReverseMode
-from calibrant._devices import compiled
 from calibrant._horizon import AbstractHorizon, FullHorizon
 from calibrant._prior import Prior
 from calibrant._problem import Problem
+from calibrant._programs import compiled
 from calibrant._randomness import as_seed
 from calibrant.estimators import AbstractEstimator, Pathwise
 from calibrant.inference._base import (

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from calibrant._autodiff import ReverseMode
-from calibrant._devices import compiled
 from calibrant._horizon import FullHorizon
 from calibrant._problem import Problem
+from calibrant._programs import compiled
 from calibrant._randomness import as_seed
 from calibrant.estimators import Pathwise
 from calibrant.inference._base import AbstractMethod, Evaluation, Result, State, UpdateRecord

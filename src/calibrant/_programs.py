@@ -1,0 +1,63 @@
+"""Programs as they are compiled for a calibration."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import equinox as eqx
+import jax
+
+from calibrant._devices import gathered
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: On a CPU, XLA hands sums over many agents, and what stands in them, to the library YNNPACK. Where numbers are shared
+#: along an axis, or one has length one, as with one replicate, the library writes out all that stands in the sum. That
+#: takes several times as long (`benchmarks/sums.py`), and memory that the compiler's account, on which the planner
+#: relies, leaves out. Without the library XLA sums in one loop.
+_NO_KERNELS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+
+class Program(Generic[P, R]):
+    """`eqx.filter_jit`, without a library's kernels for sums, of which every process can read whatever it gives back.
+
+    It stands outermost: JAX refuses options of the compiler within another program.
+    """
+
+    def __init__(self, fn: Callable[P, R]):
+        functools.update_wrapper(self, fn)
+        self._fn = fn
+
+    @functools.cached_property
+    def _jitted(self) -> Any:
+        jit: Any = eqx.filter_jit
+
+        @functools.wraps(self._fn)
+        def whole(*arguments: P.args, **named: P.kwargs) -> R:
+            return gathered(self._fn(*arguments, **named))
+
+        return jit(whole, compiler_options=compiler_options())
+
+    def __call__(self, *arguments: P.args, **named: P.kwargs) -> R:
+        return self._jitted(*arguments, **named)
+
+    def lower(self, *arguments: P.args, **named: P.kwargs) -> Any:
+        """As of `jax.jit`."""
+        return self._jitted.lower(*arguments, **named)
+
+
+def compiled(fn: Callable[P, R]) -> Program[P, R]:
+    """As a decorator: a `Program`."""
+    return Program(fn)
+
+
+@functools.cache
+def compiler_options() -> dict[str, Any]:
+    """What the compiler is asked; nothing where it does not know what that is. Asked when a program first runs, and not
+    when Calibrant is imported, since processes have to be joined before devices are looked at."""
+    try:
+        jax.jit(lambda x: x, compiler_options=_NO_KERNELS).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return dict(_NO_KERNELS)
