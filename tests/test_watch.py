@@ -13,6 +13,7 @@ from test_diagnostics import Reversed, SometimesEnormous, Tripled
 import calibrant as cal
 from calibrant.diagnostics import StartCheck, start_check
 from calibrant.inference import _memory, _watch
+from calibrant.inference._signal import RunningSignal, signal_to_noise
 from calibrant.inference._watch import Watch
 
 
@@ -70,6 +71,48 @@ def test_each_sign_is_told_once(name, objectives, changed):
 
 def test_noise_is_no_sign_where_the_objective_fell():
     assert Watch(1000)(history(10.0, 5.0, 5.0), recent(**NOISE)) == []
+
+
+@pytest.mark.parametrize("signal", [0.0, 0.5])
+def test_signal_to_noise_of_one_gradient_an_update(signal):
+    """The root mean square over updates is as by the definition: the squared mean over its variance, whose expectation
+    is one for noise alone, and `signal^2 / (variance of the mean)` more with a signal."""
+    dim, updates, burnt = 20, 4000, 100
+    noise = 0.02 * jax.random.normal(jax.random.key(0), (updates, 1, dim))
+    g = noise + 0.02 * signal / np.sqrt(dim)
+
+    def told(running, g):
+        running = running.told(g, jnp.ones(1, bool))
+        return running, running.ratio
+
+    ratios = np.asarray(jax.lax.scan(told, RunningSignal.none(dim), g)[1])
+    assert np.all(np.isnan(ratios[:9]))
+    assert np.all(np.isfinite(ratios[9:]))
+    weight = 0.1 / 1.9  # of the squared weights of a long memory
+    expected = 1 + signal**2 / dim / weight
+    blocks = (ratios[burnt:] ** 2).reshape(-1, 100).mean(axis=1)  # of about independent blocks
+    error = np.std(blocks, ddof=1) / np.sqrt(len(blocks))
+    assert abs(np.mean(blocks) - expected) < 4 * error + 0.02 * expected
+    one_update = signal_to_noise(g[:20, 0], jnp.ones(20, bool))
+    assert 0.3 < float(one_update) < 3 + 20 * signal
+
+
+def test_a_gradient_that_is_not_finite_or_long_does_not_spoil_the_signal():
+    running = RunningSignal.none(2)
+    for g, finite in (([0.1, 0.0], True), ([np.nan, 0.0], True), ([0.1, 0.0], False), ([1e9, 0.0], True)):
+        running = running.told(jnp.array([g]), jnp.array([finite]))
+    assert int(running.count) == 2
+    assert float(running.square) < 1
+    assert np.isfinite(float(running.mean[0]))
+
+
+def test_noise_is_seen_with_one_simulation_an_update():
+    """With as many parameter values an update as JUNE's configurations have."""
+    problem = cal.Problem(toys.Drift(), 0.5 * np.arange(1.0, 9.0), cal.losses.MeanSquaredError(), steps=8)
+    method = cal.GVI(simulations=1, max_updates=40, evaluate_every=20, evaluation_simulations=10, kl_samples=20)
+    ratios = cal.calibrate(problem, method=method, seed=0, progress=False).updates["signal_to_noise"]
+    assert np.all(np.isnan(ratios[:9]))
+    assert np.all(np.isfinite(ratios[9:]))
 
 
 def test_one_large_gradient_among_none():

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 from calibrant._prior import Prior
 from calibrant._problem import Problem
 from calibrant.inference._planner import Plan
+from calibrant.inference._signal import RunningSignal
 from calibrant.posteriors import Posterior
 
 if TYPE_CHECKING:  # a spelling that type checkers do not take for fields
@@ -49,7 +50,8 @@ class UpdateRecord(eqx.Module):
     kl: Float[Array, " *updates"]
     objective: Float[Array, " *updates"]
     gradient_norm: Float[Array, " *updates"]
-    #: Norm of the mean gradient over simulations, relative to the standard error of that mean.
+    #: Norm of the mean gradient over simulations, relative to the standard error of that mean; with one simulation an
+    #: update, over those of recent updates.
     signal_to_noise: Float[Array, " *updates"]
     coordinates: Float[Array, "*updates simulations dim"]
     finite: Bool[Array, "*updates simulations"]
@@ -69,6 +71,8 @@ class State(eqx.Module):
     seed: UInt32[Array, "2"]
     #: What simulations that are not finite count as, with what of it is learnt.
     failures: PyTree = None
+    #: Of gradients so far, where an update has one.
+    signal: RunningSignal | None = None
 
 
 class Evaluation(eqx.Module):

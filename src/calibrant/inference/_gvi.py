@@ -22,7 +22,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from calibrant._autodiff import AbstractMode, ReverseMode
 from calibrant._horizon import AbstractHorizon, FullHorizon
@@ -49,6 +49,7 @@ from calibrant.inference._failures import AbstractFailures, LeaveOut
 from calibrant.inference._losses import EVALUATION_STREAMS, Differentiation, check_outside, key_of, settled, words_of
 from calibrant.inference._planner import AutoMode, Compiled, fitting, plan, planned_mode
 from calibrant.inference._repeat import repeated
+from calibrant.inference._signal import RunningSignal, signal_to_noise
 from calibrant.posteriors import (
     AbstractPosterior,
     FullRankGaussian,
@@ -282,7 +283,9 @@ class GVI(AbstractMethod):
             estimator = estimator.prepare(problem, jax.random.fold_in(key, _ESTIMATOR))
             its_optimiser = estimator.init_training(prior.dim)
         failures = self.failures.init(jax.random.fold_in(key, _FAILURES), prior.dim)
-        state = State(posterior, optimiser, estimator, its_optimiser, jnp.zeros((), jnp.int32), words, failures)
+        one = self.simulations == 1 and not isinstance(self.estimator, FlowScore)
+        signal = RunningSignal.none(prior.dim) if one else None
+        state = State(posterior, optimiser, estimator, its_optimiser, jnp.zeros((), jnp.int32), words, failures, signal)
         return settled(state)
 
     def step(self, problem, state, updates):
@@ -367,15 +370,19 @@ def _update(method: GVI, problem: Problem, state: State) -> tuple[State, UpdateR
     def chosen(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda a, b: jnp.where(usable, a, b) if eqx.is_array(a) else a, new, old)
 
+    signal, ratio = state.signal, jnp.full((), jnp.nan, z.dtype)
+    if signal is not None:
+        signal = signal.told(g, finite)
+        ratio = signal.ratio
+    elif not isinstance(estimator, FlowScore):
+        ratio = signal_to_noise(g, finite)
     loss = accounted.loss
     record = UpdateRecord(
         loss=loss,
         kl=kl,
         objective=loss + w * kl,
         gradient_norm=norm,
-        signal_to_noise=jnp.full((), jnp.nan, z.dtype)
-        if isinstance(estimator, FlowScore)
-        else _signal_to_noise(g, finite),
+        signal_to_noise=ratio,
         coordinates=z[:n],
         finite=finite,
     )
@@ -383,7 +390,7 @@ def _update(method: GVI, problem: Problem, state: State) -> tuple[State, UpdateR
     optimiser = chosen(optimiser, state.optimiser)
     failures = failures.told(jax.random.fold_in(flow_key, _FAILURES), jax.lax.stop_gradient(z[:n]), finite)
     posterior = Posterior(prior, flow)
-    new = State(posterior, optimiser, estimator, its_optimiser, state.update + 1, state.seed, failures)
+    new = State(posterior, optimiser, estimator, its_optimiser, state.update + 1, state.seed, failures, signal)
     return new, record
 
 
@@ -409,17 +416,6 @@ def _losses_of_evaluation(method: GVI, problem: Problem, prior: Prior, z: Array,
     at_once = method.simulations_at_once if method.evaluation_at_once is None else method.evaluation_at_once
     method = dataclasses.replace(method, simulations_at_once=at_once)
     return _how(method).losses(problem, prior, z, simulation_seeds)
-
-
-def _signal_to_noise(g: Float[Array, "n dim"], finite) -> Float[Array, ""]:
-    """NaN with fewer than two gradients, and for methods that have none."""
-    enough = jnp.sum(finite) >= 2
-    count = jnp.maximum(jnp.sum(finite), 2).astype(g.dtype)
-    mean = jnp.sum(g, axis=0) / count
-    spread = jnp.where(finite[:, None], g - mean, 0)
-    variance_of_mean = jnp.sum(spread**2) / (count * (count - 1))
-    ratio = jnp.sqrt(jnp.sum(mean**2) / jnp.maximum(variance_of_mean, jnp.finfo(g.dtype).tiny))
-    return jnp.where(enough, ratio, jnp.nan)
 
 
 @compiled

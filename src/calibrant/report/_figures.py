@@ -138,7 +138,7 @@ def history_figure(calibration: Calibration) -> Figure:
     ratios = ratios[np.isfinite(ratios)]
     axes[3].set_ylim(0, max(2.0, float(np.quantile(ratios, 0.995))) if len(ratios) else 2.0)
     if len(each) and not len(ratios):
-        why = "needs gradients of two simulations or more an update"
+        why = "needs gradients: of two simulations or more an update, or ten updates"
         axes[3].text(0.5, 0.6, why, transform=axes[3].transAxes, ha="center", fontsize=8)
     for axis in axes[2:]:
         axis.set_xlabel("update", fontsize=8)
