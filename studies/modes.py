@@ -3,7 +3,8 @@
 SIR with a transmission rate for every area and period (1 to 1,000 of them), 10 to 10,000 steps, 1,000 to a million
 agents. Every cell is a gradient of one update, of two parameter values. For each mode, with all of it at once and with
 one simulation at a time: seconds, and the compiler's memory. Regret is the time of what `AutoMode` chose over that of
-the fastest that fits the budget, both timed here and not by the planner.
+the fastest that fits the budget, both timed here and not by the planner. With `--memory 0.02` the budget binds on the
+quick grid: reverse mode does not fit in cells with many steps or agents.
 
     python studies/modes.py [--tiny | --quick] [--memory 8]
 
@@ -18,7 +19,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +28,8 @@ from matplotlib.figure import Figure
 
 import calibrant as cal
 from calibrant._files import atomic_path
+from calibrant._programs import compiled as compiled_program
+from calibrant.inference._planner import families
 
 VALUES = 2
 #: With more agent-steps times parameters than this, forward mode is left out: it would take minutes to hours.
@@ -46,13 +48,14 @@ def problem(parameters: int, steps: int, agents: int) -> tuple[cal.Problem, cal.
     return it, cal.Prior.of(it, {"log_factor": dist.Normal(0.0, 0.3).expand(shape)})
 
 
-def modes(parameters: int, steps: int) -> dict[str, cal.AbstractMode]:
-    root = max(1, math.isqrt(steps))
-    out: dict[str, cal.AbstractMode] = {"reverse": cal.ReverseMode(), "hybrid": cal.HybridMode()}
-    out["checkpointed"] = cal.CheckpointedReverseMode(root)
-    if parameters > 16:
-        out["hybrid, a quarter of the tangents"] = cal.HybridMode(parameters // 4)
-    return out
+def kinds(parameters: int, steps: int) -> list[list[tuple[str, cal.AbstractMode]]]:
+    """All that the planner looks at, and so may choose: of a family the next where the one before does not fit."""
+    reverse, checkpointed, hybrid = families(parameters, steps)
+    root, *more = checkpointed or [("", cal.ReverseMode())]
+    checkpointed = [("checkpointed", root[1]), *more] if root[0] else []
+    quarter = [x for x in hybrid if x[0].startswith(f"hybrid, {parameters // 4} of")] if parameters > 16 else []
+    hybrid = [x for x in hybrid if x not in quarter]
+    return [reverse, checkpointed, hybrid, quarter]  # a quarter of the tangents is looked at in any case
 
 
 def shortest(run: Any, seconds: float) -> float:
@@ -75,26 +78,28 @@ def cell(parameters: int, steps: int, agents: int, gib: float) -> dict[str, Any]
             values = jax.vmap(prior.constrain)(z)
             return jnp.sum(cal.expect(it, values, seeds=words, mode=mode, simulations_at_once=at_once).losses)
 
-        jitted: Any = eqx.filter_jit(jax.grad(total))
-        return jitted.lower(z, it).compile()
+        return compiled_program(jax.grad(total)).lower(z, it).compile()
 
     budget = gib * 2**30
     rows: dict[str, Any] = {}
     programs: dict[str, Any] = {}
-    for name, mode in modes(prior.dim, steps).items():
-        tangents = prior.dim if "hybrid" in name else 1
-        if agents * steps * tangents > _MOST:
-            continue
-        for at_once in (None, 1):
-            run = compiled(mode, at_once)
-            stats = run.compiled.memory_analysis()
-            memory = stats.temp_size_in_bytes + stats.output_size_in_bytes
-            key = name if at_once is None else f"{name}, one at a time"
-            rows[key] = {"seconds": None, "memory": memory}
-            if memory <= budget:
-                rows[key]["seconds"] = shortest(lambda run=run: run(z, it), 1.0)
-                programs[key] = run
-            if at_once is None and (rows[key]["seconds"] or 0) > 60:
+    for family in kinds(prior.dim, steps):
+        for name, mode in family:
+            tangents = prior.dim if "hybrid" in name else 1
+            if agents * steps * tangents > _MOST:
+                continue
+            for at_once in (None, 1):
+                run = compiled(mode, at_once)
+                stats = run.compiled.memory_analysis()
+                memory = stats.temp_size_in_bytes + stats.output_size_in_bytes
+                key = name if at_once is None else f"{name}, one at a time"
+                rows[key] = {"seconds": None, "memory": memory}
+                if memory <= budget:
+                    rows[key]["seconds"] = shortest(lambda run=run: run(z, it), 1.0)
+                    programs[key] = run
+                if at_once is None and (rows[key]["seconds"] or 0) > 60:
+                    break
+            if name in programs:
                 break
     best = min((rows[key]["seconds"] for key in programs), default=math.nan)
     close = [key for key in programs if rows[key]["seconds"] < min(2 * best, 5.0)]
@@ -109,8 +114,7 @@ def cell(parameters: int, steps: int, agents: int, gib: float) -> dict[str, Any]
     planning = time.perf_counter() - start
     assert plan is not None
     chosen = plan.chosen
-    key = next(name for name in ("checkpointed", "reverse", "hybrid") if name in chosen.name)
-    key += ", a quarter of the tangents" if "tangents" in chosen.name else ""
+    key = next(name for family in kinds(prior.dim, steps) for name, mode in family if mode == chosen.mode)
     key += ", one at a time" if chosen.simulations_at_once == 1 else ""
     best = min((r["seconds"] for r in rows.values() if r["seconds"] is not None), default=math.nan)
     took = rows.get(key, {}).get("seconds") or chosen.seconds

@@ -34,6 +34,7 @@ from calibrant._model import Params as Params
 from calibrant._model import parameter as parameter
 from calibrant._prior import Prior as Prior
 from calibrant._problem import Problem as Problem
+from calibrant._programs import compiler_options as compiler_options
 from calibrant._progress import AbstractProgress as AbstractProgress
 from calibrant._randomness import Randomness as Randomness
 from calibrant._randomness import seeds as seeds

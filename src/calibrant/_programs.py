@@ -12,10 +12,9 @@ from calibrant._devices import gathered
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: On a CPU, XLA hands sums over many agents, and what stands in them, to the library YNNPACK. Where numbers are shared
-#: along an axis, or one has length one, as with one replicate, the library writes out all that stands in the sum. That
-#: takes several times as long (`benchmarks/sums.py`), and memory that the compiler's account, on which the planner
-#: relies, leaves out. Without the library XLA sums in one loop.
+#: Where numbers are shared along an axis, or one has length one, as with one replicate, YNNPACK writes out all that
+#: stands in a sum. That takes several times as long (`benchmarks/sums.py`), and memory that the compiler's account, on
+#: which the planner relies, leaves out.
 _NO_KERNELS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
@@ -52,12 +51,26 @@ def compiled(fn: Callable[P, R]) -> Program[P, R]:
     return Program(fn)
 
 
-@functools.cache
 def compiler_options() -> dict[str, Any]:
-    """What the compiler is asked; nothing where it does not know what that is. Asked when a program first runs, and not
-    when Calibrant is imported, since processes have to be joined before devices are looked at."""
+    """Options of `jax.jit` with which a calibration's programs are compiled, for a program of your own:
+
+    ```python
+    step = jax.jit(step, compiler_options=cal.compiler_options())
+    ```
+
+    On a CPU, XLA hands sums over many agents, and what stands in them, to the library YNNPACK; with these it sums in
+    one loop. See [On a CPU](../devices.md#on-a-cpu). JAX takes them for the outermost `jax.jit` only.
+
+    **Returns:** names and values; none where the compiler does not know them.
+    """
+    return dict(_NO_KERNELS) if _known() else {}
+
+
+@functools.cache
+def _known() -> bool:
+    """Asked when a program first runs, and not at the import: processes are joined before devices are looked at."""
     try:
         jax.jit(lambda x: x, compiler_options=_NO_KERNELS).lower(0.0).compile()
     except jax.errors.JaxRuntimeError:
-        return {}
-    return dict(_NO_KERNELS)
+        return False
+    return True
