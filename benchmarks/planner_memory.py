@@ -35,7 +35,6 @@ MODES: dict[str, Any] = {
     "hybrid, 1 tangent at a time": cal.HybridMode(1),
     "no derivative": cal.ReverseMode(),
 }
-#: The last two were not looked at when the prediction was made.
 MODELS = ("sir", "regional-sir", "boarding-school", "brock-hommes", "market", "june", "random-walk", "in-bed")
 
 

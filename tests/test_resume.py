@@ -77,6 +77,20 @@ def test_a_run_that_is_killed_between_updates_goes_on_to_the_same_bits(tmp_path,
     same(result, uninterrupted)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{"estimator": cal.Corrected()}, {"estimator": cal.estimators.Pathwise(), "simulations": 1}],
+    ids=["what was remembered of differences", "the running signal"],
+)
+def test_what_a_method_remembers_is_kept(changed, tmp_path):
+    method = dataclasses.replace(METHOD, **changed)
+    whole = calibrate(None, method=method)
+    assert np.any(np.isfinite(whole.updates["signal_to_noise"]))
+    with pytest.raises(Killed):
+        calibrate(cal.Checkpoints(tmp_path / "c", every=0.0), Killer(6), method=method)
+    same(calibrate(cal.Checkpoints(tmp_path / "c"), method=method), whole)
+
+
 @pytest.mark.parametrize("at", ["mkstemp", "fsync", "replace"])
 def test_a_run_that_is_killed_while_it_writes_goes_on_to_the_same_bits(at, tmp_path, uninterrupted, monkeypatch):
     where = _files.tempfile if at == "mkstemp" else _files.os
