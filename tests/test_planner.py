@@ -166,6 +166,14 @@ def test_programs_hold_no_kernels_of_a_library(town):
     assert "ynn" not in update._run.compiled.as_text()
 
 
+def test_a_program_runs_within_another():
+    total = Program(lambda x: jnp.sum(x * x))
+    x = jnp.arange(3.0)
+    assert float(jax.jit(lambda x: total(x) + 1)(x)) == float(total(x)) + 1
+    np.testing.assert_array_equal(jax.grad(total)(x), 2 * x)
+    np.testing.assert_array_equal(jax.vmap(total)(jnp.stack([x, x])), [5.0, 5.0])
+
+
 def test_a_compiler_that_does_not_know_the_option_is_not_asked(monkeypatch):
     monkeypatch.setattr(_programs, "_NO_KERNELS", {"xla_no_such_option": ""})
     assert not _programs._known.__wrapped__()

@@ -152,7 +152,7 @@ def _vmap(fn: Callable, in_axes: tuple[int | None, ...] | None = None) -> Callab
     """`jax.vmap` over leading axes, and over one of length one without it.
 
     An axis of length one in the middle of an array stops a CPU from summing it in tiles: sums of large arrays then take
-    several times as long, and memory for all that stands in them (`benchmarks/unit_axes.py`).
+    several times as long, and memory for all that stands in them (`benchmarks/sums.py`).
     """
 
     def mapped(*arguments: Any) -> Any:

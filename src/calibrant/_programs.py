@@ -6,6 +6,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 import equinox as eqx
 import jax
+from jax.core import Tracer
 
 from calibrant._devices import gathered
 
@@ -21,7 +22,7 @@ _NO_KERNELS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 class Program(Generic[P, R]):
     """`eqx.filter_jit`, without a library's kernels for sums, of which every process can read whatever it gives back.
 
-    It stands outermost: JAX refuses options of the compiler within another program.
+    JAX takes options of the compiler for the outermost program only, so within another it has none.
     """
 
     def __init__(self, fn: Callable[P, R]):
@@ -30,16 +31,24 @@ class Program(Generic[P, R]):
 
     @functools.cached_property
     def _jitted(self) -> Any:
+        return self._jit(compiler_options=compiler_options())
+
+    @functools.cached_property
+    def _within(self) -> Any:
+        return self._jit()
+
+    def _jit(self, **options: Any) -> Any:
         jit: Any = eqx.filter_jit
 
         @functools.wraps(self._fn)
         def whole(*arguments: P.args, **named: P.kwargs) -> R:
             return gathered(self._fn(*arguments, **named))
 
-        return jit(whole, compiler_options=compiler_options())
+        return jit(whole, **options)
 
     def __call__(self, *arguments: P.args, **named: P.kwargs) -> R:
-        return self._jitted(*arguments, **named)
+        traced = any(isinstance(x, Tracer) for x in jax.tree.leaves((arguments, named)))
+        return (self._within if traced else self._jitted)(*arguments, **named)
 
     def lower(self, *arguments: P.args, **named: P.kwargs) -> Any:
         """As of `jax.jit`."""
