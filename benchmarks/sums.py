@@ -3,7 +3,7 @@
     python benchmarks/sums.py [--agents 1000000] [--out sums.json]
 
 For each: the time, and the peak of resident memory beyond what the compiler counts, in arrays of one number an agent
-and parameter value; each in a process of its own. Then updates of two bundled configurations.
+and parameter value; each in a process of its own. Then updates of three bundled configurations.
 """
 
 import argparse

@@ -172,6 +172,8 @@ def test_a_program_runs_within_another():
     assert float(jax.jit(lambda x: total(x) + 1)(x)) == float(total(x)) + 1
     np.testing.assert_array_equal(jax.grad(total)(x), 2 * x)
     np.testing.assert_array_equal(jax.vmap(total)(jnp.stack([x, x])), [5.0, 5.0])
+    assert float(jax.jit(lambda y: total(x) + y)(1.0)) == 6.0  # no argument of it is traced
+    np.testing.assert_array_equal(jax.grad(lambda y: Program(lambda x: jnp.sum(x * y))(x))(2.0), 3.0)
 
 
 def test_a_compiler_that_does_not_know_the_option_is_not_asked(monkeypatch):

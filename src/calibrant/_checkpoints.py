@@ -19,7 +19,7 @@ from calibrant._devices import gathered
 from calibrant._files import atomic_path, check_arrays, named_arrays
 from calibrant._threefry import threefry2x32
 
-SCHEMA = 1
+SCHEMA = 2
 _PLAIN = "plain"
 #: Entries from which an array is known by a checksum, which never brings it to one place.
 _LARGE = 2**16

@@ -47,8 +47,14 @@ class Program(Generic[P, R]):
         return jit(whole, **options)
 
     def __call__(self, *arguments: P.args, **named: P.kwargs) -> R:
-        traced = any(isinstance(x, Tracer) for x in jax.tree.leaves((arguments, named)))
-        return (self._within if traced else self._jitted)(*arguments, **named)
+        if any(isinstance(x, Tracer) for x in jax.tree.leaves((arguments, named))):
+            return self._within(*arguments, **named)
+        try:
+            return self._jitted(*arguments, **named)
+        except ValueError as error:  # JAX does not tell otherwise whether this is within another program
+            if "can only be passed to top-level" not in str(error):
+                raise
+            return self._within(*arguments, **named)
 
     def lower(self, *arguments: P.args, **named: P.kwargs) -> Any:
         """As of `jax.jit`."""
@@ -80,6 +86,8 @@ def _known() -> bool:
     """Asked when a program first runs, and not at the import: processes are joined before devices are looked at."""
     try:
         jax.jit(lambda x: x, compiler_options=_NO_KERNELS).lower(0.0).compile()
-    except jax.errors.JaxRuntimeError:
+    except jax.errors.JaxRuntimeError as error:
+        if "option" not in str(error):
+            raise
         return False
     return True

@@ -31,14 +31,12 @@ class RunningSignal(eqx.Module):
         return cls(jnp.zeros(dim), jnp.zeros(()), jnp.zeros((), jnp.int32))
 
     def told(self, g: Float[Array, "1 dim"], finite: Bool[Array, " 1"]) -> "RunningSignal":
-        """With another gradient, of length one at most: a long one would drown the rest. One that is not finite is
-        left out."""
-        g = jnp.where(finite, g[0], 0)
-        g = g / jnp.maximum(1, jnp.linalg.norm(g))
+        """With another gradient. One that is not finite, or whose square is not, is left out."""
+        square = jnp.sum(g[0] ** 2)
+        where = finite[0] & jnp.isfinite(square)
         new = RunningSignal(
-            _KEPT * self.mean + (1 - _KEPT) * g, _KEPT * self.square + (1 - _KEPT) * jnp.sum(g**2), self.count + 1
+            _KEPT * self.mean + (1 - _KEPT) * g[0], _KEPT * self.square + (1 - _KEPT) * square, self.count + 1
         )
-        where = finite[0] & jnp.all(jnp.isfinite(g))
         return RunningSignal(
             jnp.where(where, new.mean, self.mean),
             jnp.where(where, new.square, self.square),
@@ -56,8 +54,9 @@ class RunningSignal(eqx.Module):
         known = jnp.maximum(1 - left, jnp.finfo(self.mean.dtype).eps)  # what the weights add up to
         mean, square = self.mean / known, self.square / known
         share = (1 - _KEPT) / (1 + _KEPT) * (1 - left**2) / known**2
-        variance = (square - jnp.sum(mean**2)) / jnp.maximum(1 - share, jnp.finfo(mean.dtype).eps)
-        return jnp.where(self.count >= 10, _ratio(mean, share * variance), jnp.nan)
+        eps = jnp.finfo(mean.dtype).eps
+        variance = jnp.maximum(square - jnp.sum(mean**2), eps * square) / jnp.maximum(1 - share, eps)
+        return jnp.where((self.count >= 10) & (square > 0), _ratio(mean, share * variance), jnp.nan)
 
 
 def _ratio(mean: Float[Array, " dim"], variance_of_mean: Float[Array, ""]) -> Float[Array, ""]:
