@@ -120,8 +120,8 @@ def test_the_running_signal_has_no_scale():
     assert np.nanmedian(ratios(1.0)) < 1.3
 
 
-def test_noise_is_seen_with_one_simulation_an_update():
-    """With as many parameter values an update as JUNE's configurations have."""
+def test_a_calibration_with_one_simulation_an_update_records_the_running_signal():
+    """As JUNE's configurations have it; from the tenth gradient on."""
     problem = cal.Problem(toys.Drift(), 0.5 * np.arange(1.0, 9.0), cal.losses.MeanSquaredError(), steps=8)
     method = cal.GVI(simulations=1, max_updates=40, evaluate_every=20, evaluation_simulations=10, kl_samples=20)
     ratios = cal.calibrate(problem, method=method, seed=0, progress=False).updates["signal_to_noise"]
