@@ -13,10 +13,10 @@ import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from calibrant._devices import gathered
 from calibrant._files import atomic_path, check_arrays, named_arrays
+from calibrant._jax import process_allgather
 from calibrant._threefry import threefry2x32
 
 SCHEMA = 2
@@ -151,7 +151,7 @@ def fingerprint(tree: Any) -> str:
                 digest.update(f"{leaf.dtype}{leaf.shape}{np.asarray(_checksum(leaf))}".encode())
                 continue
             if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-                leaf = multihost_utils.process_allgather(leaf, tiled=True)
+                leaf = process_allgather(leaf, tiled=True)
             x = np.ascontiguousarray(leaf)
             digest.update(f"{x.dtype}{x.shape}".encode())
             digest.update(x.view(np.uint8).data)

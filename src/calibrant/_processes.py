@@ -12,7 +12,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+
+from calibrant._jax import broadcast_one_to_all, process_allgather, sync_global_devices
 
 
 def is_first() -> bool:
@@ -25,7 +26,7 @@ def told_by_first(x: float) -> float:
     if jax.process_count() == 1:
         return x
     # In two words: JAX would round 64 bits to 32.
-    told = multihost_utils.broadcast_one_to_all(np.array([x], np.float64).view(np.uint32))
+    told = broadcast_one_to_all(np.array([x], np.float64).view(np.uint32))
     return float(np.asarray(told, np.uint32).view(np.float64)[0])
 
 
@@ -34,14 +35,14 @@ def least(x: int) -> int:
     if jax.process_count() == 1:
         return x
     # In two words: JAX would round 64 bits to 32.
-    words = np.asarray(multihost_utils.process_allgather(np.array([x >> 31, x & 0x7FFFFFFF], np.int32)))
+    words = np.asarray(process_allgather(np.array([x >> 31, x & 0x7FFFFFFF], np.int32)))
     return min((int(high) << 31) | int(low) for high, low in words.reshape(-1, 2))
 
 
 def wait_for_all(what: str) -> None:
     """Return once every process has come here."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
+        sync_global_devices(what)
 
 
 _noted = False

@@ -6,9 +6,9 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 import equinox as eqx
 import jax
-from jax.core import Tracer
 
 from calibrant._devices import gathered
+from calibrant._jax import Tracer, is_refusal_of_options, is_unknown_option
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,7 +52,7 @@ class Program(Generic[P, R]):
         try:
             return self._jitted(*arguments, **named)
         except ValueError as error:  # JAX does not tell otherwise whether this is within another program
-            if "can only be passed to top-level" not in str(error):
+            if not is_refusal_of_options(error):
                 raise
             return self._within(*arguments, **named)
 
@@ -87,7 +87,7 @@ def _known() -> bool:
     try:
         jax.jit(lambda x: x, compiler_options=_NO_KERNELS).lower(0.0).compile()
     except jax.errors.JaxRuntimeError as error:
-        if "option" not in str(error):
+        if not is_unknown_option(error):
             raise
         return False
     return True

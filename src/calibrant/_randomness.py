@@ -13,10 +13,9 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
-from jax.extend.core import get_opaque_trace_state
 from jaxtyping import Array, Float, PyTree, UInt32
 
+from calibrant._jax import Tracer, is_repeated, parent_of, place_of_trace, trace_at, trace_of
 from calibrant._recording import AbstractRecorder
 from calibrant._sampling import AbstractSamplingPlan, Draw
 from calibrant._threefry import threefry2x32, uniform_from_bits
@@ -112,18 +111,6 @@ class _Traced:
 _EACH = "each"
 
 
-def _is_repeated(trace: Any) -> bool:
-    """Whether a trace is of the body of a loop, as far as JAX says what it traces for."""
-    if type(trace).__name__ == "BatchTrace":
-        return True
-    info = getattr(getattr(trace, "frame", None), "debug_info", None)
-    return any(loop in str(getattr(info, "traced_for", "")) for loop in ("scan", "while", "fori", "map"))
-
-
-def _trace_of(x: Any) -> Any:
-    return getattr(x, "_trace", None)
-
-
 class Randomness:
     """The source of all random draws of a model, handed to `init`, `step` and `observe`.
 
@@ -150,7 +137,7 @@ class Randomness:
         self._when = when
         self._path = _path
         self._ledger = _Ledger(recorder) if _ledger is None else _ledger
-        self._here = get_opaque_trace_state()
+        self._here = place_of_trace()
         self._home = self._here  # where records can be collected
 
     @classmethod
@@ -276,17 +263,17 @@ class Randomness:
         Inside the body of an inner `scan` or `vmap`, `i` must be an index that the loop itself provides, or every
         iteration would draw the same. Nested loops chain: `rng.at(outer).at(inner)`, each called in its own loop.
         """
-        here = get_opaque_trace_state()
+        here = place_of_trace()
         if here != self._here:
-            current = here._trace_ref()
-            if _trace_of(i) is not current:
+            current = trace_at(here)
+            if trace_of(i) is not current:
                 self._refuse(
                     "rng.at(i) was called inside an inner scan, vmap or cond with an index that does not come from it, "
                     "so every iteration would draw the same numbers; pass the loop's own index, or use rng.once() "
                     "in a cond, a jit or a checkpoint"
                 )
-            parent = getattr(current, "parent_trace", None)
-            if parent is not None and parent is not self._here._trace_ref():
+            parent = parent_of(current)
+            if parent is not None and parent is not trace_at(self._here):
                 self._refuse(
                     "rng.at(i) names the inner loop but not the loop around it, whose iterations would all draw the "
                     "same numbers; chain rng.at(outer) in the outer loop and .at(inner) in the inner one"
@@ -297,7 +284,8 @@ class Randomness:
 
     def once(self) -> "Randomness":
         """The same source, for a block that runs at most once a call: a branch of `cond`, a `jit`, a `checkpoint`."""
-        if get_opaque_trace_state() != self._here and _is_repeated(get_opaque_trace_state()._trace_ref()):
+        here = place_of_trace()
+        if here != self._here and is_repeated(trace_at(here)):
             self._refuse(
                 "rng.once() was called inside an inner scan, while_loop or vmap, which runs many times; "
                 "use rng.scan, rng.vmap or rng.at(i)"
@@ -401,7 +389,7 @@ class Randomness:
             self._ledger.notes.append(notes)
 
     def _record(self, site: str, notes: PyTree[Array]) -> None:
-        if get_opaque_trace_state() != self._home:
+        if place_of_trace() != self._home:
             self._refuse(
                 f"the estimator needs the probability of the draw at site '{site}', which cannot leave this inner "
                 "function through rng.at or rng.once; use rng.scan, rng.vmap or rng.cond"
@@ -412,7 +400,7 @@ class Randomness:
         raise ValueError(why[0].upper() + why[1:] + ".")
 
     def _site_key(self, site: str) -> Key:
-        if get_opaque_trace_state() != self._here:
+        if place_of_trace() != self._here:
             self._refuse(
                 f"the draw at site '{site}' stands inside an inner scan, vmap, cond, jit or checkpoint, where it would "
                 "silently repeat itself; use rng.scan, rng.vmap or rng.cond, or rng.at(i) with the loop's own index"

@@ -3,7 +3,6 @@
 from typing import Any
 
 import equinox as eqx
-import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
@@ -11,6 +10,7 @@ from jaxtyping import Array, PyTree
 from calibrant._autodiff import AbstractMode, ReverseMode
 from calibrant._devices import gathered, place
 from calibrant._horizon import AbstractHorizon, FullHorizon
+from calibrant._jax import nondifferentiable
 from calibrant._loop import Loop
 from calibrant._model import AbstractModel, no_derivative, not_in_jax
 from calibrant._randomness import as_seed
@@ -35,7 +35,7 @@ def _refuse_tangent(path: Any, leaf: Any, what: str) -> Any:
     if not eqx.is_inexact_array(leaf):
         return leaf
     name = f"{what}{jax.tree_util.keystr(path)}"
-    return eqxi.nondifferentiable(
+    return nondifferentiable(
         leaf,
         msg=f"simulate was differentiated with respect to {name}, which is no parameter; declare it in the model's "
         "Params, or stop its gradient.",

@@ -19,13 +19,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import ShapedArray
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int
 
 from calibrant._devices import AGENTS
+from calibrant._jax import Primitive, ShapedArray, define, is_zero, zero_of
 
 _sum_p = Primitive("calibrant_sum_rows")
 _exact_p = Primitive("calibrant_exact_sum_rows")
@@ -194,9 +192,9 @@ def _define(primitive: Primitive, impl: Any, *, linear: Primitive, transpose: Pr
         x, index = primals
         out = primitive.bind(x, index, **params)
         dx = tangents[0]
-        zero = isinstance(dx, ad.Zero)
+        zero = is_zero(dx)
         if zero:
-            return out, ad.Zero.from_primal_value(out)  # pyright: ignore[reportAttributeAccessIssue]
+            return out, zero_of(out)
         if primitive is linear:
             return out, primitive.bind(dx, index, **params)
         venues, mesh = params["venues"], params["mesh"]
@@ -204,7 +202,7 @@ def _define(primitive: Primitive, impl: Any, *, linear: Primitive, transpose: Pr
 
     def transposed(cotangent, x, index, **params):
         del x
-        zero = isinstance(cotangent, ad.Zero)
+        zero = is_zero(cotangent)
         return (None if zero else transpose.bind(cotangent, index, **params)), None
 
     def batched(args, dims, **params):
@@ -217,13 +215,8 @@ def _define(primitive: Primitive, impl: Any, *, linear: Primitive, transpose: Pr
         return jax.vmap(functools.partial(impl, **whole), axes)(x, index), 0
 
     static = ("venues", "mesh") if primitive is linear else ("venues", "mesh", "wide")
-    primitive.def_impl(jax.jit(impl, static_argnames=static))
-    primitive.def_abstract_eval(abstract)
-    ad.primitive_jvps[primitive] = jvp
-    if primitive is linear:
-        ad.primitive_transposes[primitive] = transposed
-    batching.primitive_batchers[primitive] = batched
-    mlir.register_lowering(primitive, mlir.lower_fun(impl, multiple_results=False))
+    of_linear = transposed if primitive is linear else None
+    define(primitive, impl, static=static, abstract=abstract, jvp=jvp, transpose=of_linear, batch=batched)
 
 
 _define(_sum_p, _sum_impl, linear=_sum_p, transpose=_take_p, to_venues=True)
