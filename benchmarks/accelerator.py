@@ -9,9 +9,7 @@ gradient on both, medians after a warm-up. Float32.
 
 import argparse
 import datetime as dt
-import json
 import platform
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from measuring import Results, Times, timed
 
 import calibrant as cal
 from calibrant.models.june import Calendar
@@ -65,17 +64,6 @@ def programs(model: cal.AbstractModel, steps: int | None, simulations: int) -> d
     return {"simulations": outputs} | {name: gradient(mode) for name, mode in MODES.items()}
 
 
-def timed(run: Callable[[], Any], seconds: float = 1.0) -> tuple[Any, float]:
-    """What it returns, and the median of its seconds."""
-    out = jax.block_until_ready(run())
-    times: list[float] = []
-    while (sum(times) < seconds and len(times) < 50) or len(times) < 3:
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - start)
-    return out, float(np.median(times))
-
-
 def difference(a: Any, b: Any) -> float:
     """The largest, of any leaf, over the largest of that leaf."""
     out = 0.0
@@ -86,24 +74,29 @@ def difference(a: Any, b: Any) -> float:
     return out
 
 
-def measured(name: str, accelerator: Any) -> dict[str, Any]:
+def measured(results: Results, name: str, accelerator: Any) -> None:
     make, steps, simulations = MODELS[name]
-    out: dict[str, Any] = {"model": name, "simulations": simulations}
-    results: dict[str, dict[str, Any]] = {}
+    got: dict[str, dict[str, Any]] = {"cpu": {}, "accelerator": {}}
+    times: dict[str, dict[str, Times]] = {"cpu": {}, "accelerator": {}}
+    again: dict[str, bool] = {}
     for where, device in (("cpu", jax.devices("cpu")[0]), ("accelerator", accelerator)):
         with jax.default_device(device):
             model = make()
             params = model.default_params
-            results[where] = {}
             for what, program in programs(model, steps, simulations).items():
                 run = jax.jit(program).lower(params).compile()
-                results[where][what], seconds = timed(lambda run=run, params=params: run(params))
-                out[f"{what}, {where}, s"] = seconds
-                if where == "accelerator":
-                    out[f"{what}, again"] = difference(results[where][what], run(params)) == 0
-    for what, result in results["cpu"].items():
-        out[f"{what}, difference"] = difference(result, results["accelerator"][what])
-    return out
+                got[where][what] = jax.block_until_ready(run(params))
+                times[where][what] = timed(lambda run=run, params=params: run(params), 3, at_least=1.0)
+                again[what] = difference(got[where][what], run(params)) == 0
+    for what in got["cpu"]:
+        gap, same = difference(got["cpu"][what], got["accelerator"][what]), "yes" if again[what] else "no"
+        for where in got:
+            results.time(
+                f"{name}, {simulations} {what}, {where}", times[where][what], difference=gap, again=again[what]
+            )
+        cpu, acc = times["cpu"][what].seconds, times["accelerator"][what].seconds
+        cells = [name, simulations, what, f"{gap:.1e}", same, f"{cpu:.2g}", f"{acc:.2g}", f"{cpu / acc:.1f}"]
+        print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 def main() -> None:
@@ -115,21 +108,10 @@ def main() -> None:
     print(f"JAX {jax.__version__}, {accelerator.device_kind}, Python {platform.python_version()}")
     print("| model | simulations | what | difference | same bits again | CPU, s | accelerator, s | ratio |")
     print("| --- " * 8 + "|")
-    rows = []
-    for name in arguments.models:
-        row = measured(name, accelerator)
-        rows.append(row)
-        for what in ("simulations", *MODES):
-            cpu, acc = row[f"{what}, cpu, s"], row[f"{what}, accelerator, s"]
-            same = "yes" if row[f"{what}, again"] else "no"
-            print(
-                f"| {name} | {row['simulations']} | {what} | {row[f'{what}, difference']:.1e} | {same} "
-                f"| {cpu:.2g} | {acc:.2g} | {cpu / acc:.1f} |",
-                flush=True,
-            )
-        jax.clear_caches()
-        if arguments.out is not None:
-            arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
+    with Results("accelerator", arguments.out) as results:
+        for name in arguments.models:
+            measured(results, name, accelerator)
+            jax.clear_caches()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,11 @@
 A batch of runs of about 0.1 s each is made with one worker and with more. Two simulators sleep, which shows what
 handing out costs; one counts, which shows what the cores of this machine give beside whatever else they do.
 
-    python benchmarks/black_box.py [--workers 2] [--runs 40] [--rounds 3]
+    python benchmarks/black_box.py [--workers 2] [--runs 40] [--rounds 3] [--out black_box.json]
+    python benchmarks/black_box.py --quick
+
+The file holds what handing out a run costs, beyond the tenth of a second that it sleeps. With `--quick`, fewer runs,
+which all sleep.
 """
 
 import argparse
@@ -11,10 +15,12 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from measuring import Results, Times
 
 import calibrant as cal
 from calibrant.black_box import Command, Csv, Joblib
@@ -57,7 +63,7 @@ def ceiling(loops: float, workers: int) -> float:
     return float(np.median([workers * side_by_side(1) / side_by_side(workers) for _ in range(3)]))
 
 
-def timed(run: Any, loops: float, workers: int, runs: int) -> float:
+def batch(run: Any, loops: float, workers: int, runs: int) -> float:
     """Seconds of a batch, without compilation and the start of workers."""
     parameters = {"level": 1.0, "loops": loops}
     model = cal.BlackBox(run, parameters=parameters, outputs=(3,), executor=Joblib(workers))
@@ -75,10 +81,20 @@ def timed(run: Any, loops: float, workers: int, runs: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--runs", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=3, help="one worker and many in turn, so many times")
+    parser.add_argument("--runs", type=int)
+    parser.add_argument("--rounds", type=int, help="one worker and many in turn, so many times")
+    parser.add_argument(
+        "--quick", action="store_true", help="5 rounds of 10 runs that sleep, where nothing else is said"
+    )
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    workers, runs = arguments.workers, arguments.runs
+    runs = arguments.runs or (10 if arguments.quick else 40)
+    rounds = arguments.rounds or (5 if arguments.quick else 3)
+    with Results("black_box", arguments.out) as results:
+        measure(results, arguments.workers, runs, rounds, arguments.quick)
+
+
+def measure(results: Results, workers: int, runs: int, rounds: int, quick: bool) -> None:
     loops = SECONDS * loops_a_second()
     program = Command(["sh", "-c", f"sleep {SECONDS}; printf 'x\\n{{level}}\\n1\\n1\\n'"], Csv())
     busy = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
@@ -88,14 +104,23 @@ def main() -> None:
         + "| --- " * 5
         + "|"
     )
-    for name, run in {"Python, sleeps": sleeping, "Python, counts": counting, "program, sleeps": program}.items():
-        pairs = [[timed(run, loops, n, runs) for n in (1, workers)] for _ in range(arguments.rounds)]
+    simulators = {"Python, sleeps": sleeping, "Python, counts": counting, "program, sleeps": program}
+    for name, run in simulators.items():
+        if quick and run is counting:
+            continue
+        pairs = [[batch(run, loops, n, runs) for n in (1, workers)] for _ in range(rounds)]
         one, many = min(pairs, key=lambda p: p[1])
-        ideal = SECONDS * -(-runs // workers)
-        overhead = f"{1e3 * (many - ideal) / -(-runs // workers):.1f}" if "sleeps" in name else ""
-        speedup = np.median([a / b for a, b in pairs])
+        overhead = ""
         if run is counting:
             overhead = f"plain processes: {ceiling(loops, workers):.2f} times faster"
+        else:
+            for n, seconds in zip((1, workers), zip(*pairs, strict=True), strict=True):
+                in_turn = -(-runs // n)
+                times = Times(tuple(x / in_turn - SECONDS for x in seconds))
+                results.time(f"{name}: handing out a run, {n} worker{'s' if n > 1 else ''}", times)
+            in_turn = -(-runs // workers)
+            overhead = f"{1e3 * (many / in_turn - SECONDS):.1f}"
+        speedup = np.median([a / b for a, b in pairs])
         print(f"| {name} | {one:.2f} | {many:.2f} | {speedup:.2f} | {overhead} |", flush=True)
 
 

@@ -5,15 +5,14 @@
     python benchmarks/devices.py largest  [--people 40e6]    a world built and simulated, and the memory it takes
     python benchmarks/devices.py country  [--people 67e6]    predicted step time of a country on 8 to 512 devices
 
-Each writes a table to standard output, and with `--out` JSON; `country` also a figure. Devices are virtual ones of the
-CPU, so only sizes and one-device times are measured here; times on many are predicted, from the assumptions it prints.
+Each writes a table to standard output, and with `--out` JSON; `country` also a figure. With `--quick`, the first three
+are of fewer people, the first on 1 and 8 devices alone, and the third is repeated. Devices are virtual ones of the CPU,
+so only sizes and one-device times are measured here; times on many are predicted, from the assumptions it prints.
 """
 
 import argparse
 import datetime as dt
-import json
 import os
-import platform
 import resource
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "16"
 import jax
 import jax.numpy as jnp
 import numpy as np
+from measuring import Results, Times, once
 
 import calibrant as cal
 from calibrant import worlds
@@ -33,6 +33,7 @@ from calibrant.models.june import Calendar
 
 DAYS = 15
 TANGENTS = 11
+QUICK = {"memory": 2e5, "overhead": 1e5, "largest": 5e5}
 
 
 def june(world: worlds.World, blocks: int) -> cal.models.June:
@@ -60,34 +61,33 @@ def jacobian(model: Any, params: Any, seed: Any) -> Any:
 PROGRAMS = {"simulation": forward, "Jacobian": jacobian}
 
 
-def memory(people: int) -> list[dict[str, Any]]:
+def memory(results: Results, people: int, counts: tuple[int, ...]) -> None:
     """Bytes a device, as the compiler accounts for them, and the law 1/K plus what is on every device."""
     world = worlds.build_world(people, seed=0)
-    rows = []
-    for devices in (1, 2, 4, 8, 16):
+    firsts: dict[str, int] = {}
+    for devices in counts:
         model = june(world, devices)
         with cal.Devices(agents=devices):
             placed = place(model, model.n_agents)
             for name, program in PROGRAMS.items():
                 made = Compiled(program, (placed, model.default_params, cal.seeds(0, ())))
                 total = made.arguments + made.memory
-                rows.append({"program": name, "devices": devices, "bytes": total, "padded": model.n_agents / people})
-                first = next(r["bytes"] for r in rows if r["program"] == name)
-                rows[-1] |= {"overhead": total - first / devices, "copies": model.activities.venues.cut}
+                first = firsts.setdefault(name, total)
+                overhead, cut = total - first / devices, model.activities.venues.cut
+                label = f"{people:,} people, {name}, a device of {devices}"
+                results.size(label, total, overhead=overhead, cut=cut, padded=model.n_agents / people)
                 print(
                     f"{name:10} on {devices:2} devices: {total / 2**20:8,.0f} MiB a device, {first / total:5.2f} times "
-                    f"less; over 1/K: {rows[-1]['overhead'] / 2**20:6,.1f} MiB",
+                    f"less; over 1/K: {overhead / 2**20:6,.1f} MiB",
                     flush=True,
                 )
         del placed, model
-    return rows
 
 
-def overhead(people: int, repeats: int = 9) -> list[dict[str, Any]]:
+def overhead(results: Results, people: int, repeats: int = 9) -> None:
     """Median time of the divided program over the undivided, both on one device, runs taken in turns."""
     world = worlds.build_world(people, seed=0)
     whole, divided = june(world, 1), june(world, 8)
-    rows = []
     for name, program in PROGRAMS.items():
         made = {"whole": Compiled(program, (whole, whole.default_params, cal.seeds(0, ())))}
         with cal.Devices():
@@ -98,25 +98,33 @@ def overhead(people: int, repeats: int = 9) -> list[dict[str, Any]]:
         times: dict[str, list[float]] = {case: [] for case in made}
         for _ in range(repeats):
             for case, compiled in made.items():
-                start = time.perf_counter()
-                compiled()
-                times[case].append(time.perf_counter() - start)
+                times[case].append(once(compiled))
         for case, seconds in times.items():
             per = float(np.median(seconds)) / people / DAYS * 1e9
             ratio = float(np.median(np.array(seconds) / np.array(times["whole"])))
-            rows.append({"program": name, "case": case, "ns": per, "ratio": ratio})
+            label = f"{people:,} people, {name}, {case}"
+            results.time(label, Times(tuple(seconds)), ns_an_agent_step=per, of_the_whole=ratio)
             print(f"{name:10} {case:32}: {per:6.1f} ns an agent-step, {ratio:.3f} of the whole", flush=True)
-    return rows
 
 
-def largest(people: int, days: int = 50) -> list[dict[str, Any]]:
+def largest(results: Results, people: int, rounds: int) -> None:
+    """How long a world takes to be built, laid out and simulated, and the most memory of this process."""
+    spent = [once_largest(people) for _ in range(rounds)]
+    repeated = spent[1:] or spent  # the first compiles
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    for what in spent[0]:
+        results.time(f"{people:,} people, {what}", Times(tuple(each[what] for each in repeated)))
+    results.size(f"{people:,} people, the most memory of the process", most)
+
+
+def once_largest(people: int, days: int = 50) -> dict[str, float]:
     """Seconds and the most memory of this process so far, after each of building, laying out and simulating a world."""
-    rows: list[dict[str, Any]] = []
+    spent: dict[str, float] = {}
 
     def note(what: str, start: float) -> None:
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        rows.append({"what": what, "seconds": time.perf_counter() - start, "peak GiB": most})
-        print(f"{what:10}: {rows[-1]['seconds']:6.1f} s, {most:5.1f} GiB at the most so far", flush=True)
+        spent[what] = time.perf_counter() - start
+        print(f"{what:10}: {spent[what]:6.1f} s, {most:5.1f} GiB at the most so far", flush=True)
 
     start = time.perf_counter()
     world = worlds.build_world(people, seed=0)
@@ -129,12 +137,11 @@ def largest(people: int, days: int = 50) -> list[dict[str, Any]]:
     params = model.default_params.replace({"log_seed": -4.0})
     infections = np.asarray(cal.simulate(model, params, seed=1).outputs["infections"])
     note("simulated", start)
-    per = rows[-1]["seconds"] / people / days * 1e9
-    rows[-1] |= {"ns an agent-step": per, "infections": infections.tolist()}
+    per = spent["simulated"] / people / days * 1e9
     print(
         f"{per:.1f} ns an agent-step; infections on the first and last day: {infections[0]:,.0f}, {infections[-1]:,.0f}"
     )
-    return rows
+    return spent
 
 
 def country_areas(people: int, rng: np.random.Generator) -> worlds.Areas:
@@ -175,7 +182,7 @@ DEVICES = {
 _LATENCY = 20e-6
 
 
-def country(people: int, figure: Path | None) -> list[dict[str, Any]]:
+def country(results: Results, people: int, figure: Path | None) -> None:
     """Divide a synthetic country, count what crosses, and predict.
 
     A step takes the slowest device's share of people times the time an agent takes, plus two ring all-reduces (the
@@ -198,7 +205,7 @@ def country(people: int, figure: Path | None) -> list[dict[str, Any]]:
             "balance": balance.efficiency,
             "cut_venues": balance.cut_venues,
             "cut_members": balance.cut_members,
-            "bytes": balance.bytes_a_step(world.n_areas) if k > 1 else 0,
+            "bytes_a_step": balance.bytes_a_step(world.n_areas) if k > 1 else 0,
         }
         for device, (run, derivative, speed) in DEVICES.items():
             for what, ns, columns in (("simulation", run, 1), ("Jacobian", derivative, 1 + TANGENTS)):
@@ -210,9 +217,10 @@ def country(people: int, figure: Path | None) -> list[dict[str, Any]]:
                     "efficiency": world.n_people * ns * 1e-9 / k / seconds,
                 }
         rows.append(row)
+        results.add({"name": f"{k} devices"} | row)
         print(
             f"K = {k:3}: largest {row['largest']:,}, balance {row['balance']:.1%}, cut {balance.cut_venues:,} venues, "
-            f"{balance.cut_members:.1%} of memberships, {row['bytes'] / 2**20:.2f} MiB a step;  "
+            f"{balance.cut_members:.1%} of memberships, {row['bytes_a_step'] / 2**20:.2f} MiB a step;  "
             + "; ".join(
                 f"{name}: {x['ms']:.3g} ms ({x['efficiency']:.0%})" for name, x in row.items() if isinstance(x, dict)
             ),
@@ -220,7 +228,6 @@ def country(people: int, figure: Path | None) -> list[dict[str, Any]]:
         )
     if figure is not None:
         _figure(rows, world.n_people, figure)
-    return rows
 
 
 def _figure(rows: list[dict[str, Any]], people: int, path: Path) -> None:
@@ -250,22 +257,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("memory", "overhead", "largest", "country"))
     parser.add_argument("--people", type=float)
+    parser.add_argument("--quick", action="store_true", help="few people, where nothing else is said")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
-    people = round(
-        arguments.people or {"memory": 8.6e6, "overhead": 1e6, "largest": 40e6, "country": 67e6}[arguments.what]
-    )
-    run: dict[str, Any] = {
-        "memory": lambda: memory(people),
-        "overhead": lambda: overhead(people),
-        "largest": lambda: largest(people),
-        "country": lambda: country(people, arguments.figure),
-    }
-    rows = run[arguments.what]()
-    if arguments.out is not None:
-        about = {"machine": platform.machine(), "jax": jax.__version__, "people": people, "days": DAYS}
-        arguments.out.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+    what, quick = arguments.what, arguments.quick
+    full = {"memory": 8.6e6, "overhead": 1e6, "largest": 40e6, "country": 67e6}
+    people = round(arguments.people or (full | QUICK if quick else full)[what])
+    with Results(f"devices_{what}", arguments.out) as results:
+        if what == "memory":
+            memory(results, people, (1, 8) if quick else (1, 2, 4, 8, 16))
+        elif what == "overhead":
+            overhead(results, people)
+        elif what == "largest":
+            largest(results, people, 5 if quick else 1)
+        else:
+            country(results, people, arguments.figure)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from matplotlib.figure import Figure
+from measuring import timed
 
 import calibrant as cal
 
@@ -30,16 +31,6 @@ def problem() -> tuple[cal.Problem, cal.Prior]:
     return made, cal.Prior.of(made, {"noise": dist.LogNormal(2.7, 0.5)})
 
 
-def timed(run) -> float:
-    jax.block_until_ready(run())
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
-
-
 def cost_of_a_gradient(made: cal.Problem) -> float:
     """Time of losses with gradients over time of losses alone."""
     seeds = cal.seeds(0, (5, REPLICATES))
@@ -47,7 +38,7 @@ def cost_of_a_gradient(made: cal.Problem) -> float:
     values["noise"] = jnp.full(5, 15.0)
     forward = jax.jit(lambda v: jnp.sum(cal.expect(made, v, seeds=seeds).losses))
     both = jax.jit(jax.value_and_grad(lambda v: jnp.sum(cal.expect(made, v, seeds=seeds).losses)))
-    return timed(lambda: both(values)) / timed(lambda: forward(values))
+    return timed(lambda: both(values), 5).seconds / timed(lambda: forward(values), 5).seconds
 
 
 def variational(made: cal.Problem, prior: cal.Prior, seed: int, estimator, updates: int, factor: float) -> list[dict]:

@@ -1,12 +1,17 @@
 """Peak memory of a calibration of 10,000 updates, by update: it is flat.
 
-python benchmarks/memory_of_updates.py [--updates 10000]
+    python benchmarks/memory_of_updates.py [--updates 10000] [--quick] [--out memory_of_updates.json]
+
+With `--quick`, of 1,000.
 """
 
 import argparse
 import resource
 import tempfile
+from pathlib import Path
 from typing import Any
+
+from measuring import Results
 
 import calibrant as cal
 
@@ -34,8 +39,16 @@ class Peaks(cal.AbstractProgress):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--updates", type=int, default=10_000)
-    updates = parser.parse_args().updates
+    parser.add_argument("--updates", type=int)
+    parser.add_argument("--quick", action="store_true", help="1,000 updates, where nothing else is said")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    updates = arguments.updates or (1000 if arguments.quick else 10_000)
+    with Results("memory_of_updates", arguments.out) as results:
+        measure(results, updates)
+
+
+def measure(results: Results, updates: int) -> None:
     model = cal.models.SIR.small_world(1000)
     data = {"infected": cal.simulate(model, model.default_params, seed=1, steps=30).outputs["infected"]}
     loss = cal.losses.Streams({"infected": cal.losses.LogMeanSquaredError()})
@@ -49,6 +62,8 @@ def main() -> None:
     for share in (0.05, 0.1, 0.25, 0.5, 0.75, 1.0):
         update, peak = next(x for x in peaks.peaks if x[0] >= share * updates)
         print(f"| {update:,} | {peak:,.0f} |")
+        if share in (0.1, 1.0):
+            results.size(f"peak after {update:,} updates of {updates:,}", peak * 2**20)
 
 
 if __name__ == "__main__":

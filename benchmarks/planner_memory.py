@@ -1,9 +1,10 @@
 """The planner's memory: what the compiler predicts of a gradient, against the peak of resident memory while it runs.
 
-    python benchmarks/planner_memory.py [--only sir june] [--out docs/img/planner_memory.json]
+    python benchmarks/planner_memory.py [--only sir june] [--out planner_memory.json]
+    python benchmarks/planner_memory.py --quick
 
 Every pair of model and mode runs in a process of its own: built, compiled, the peak reset (Linux), run twice. Sizes are
-such that 100 MB and more are needed.
+such that 100 MB and more are needed. With `--quick`, three models and two modes.
 """
 
 import argparse
@@ -17,13 +18,12 @@ from typing import Any
 import jax
 import numpy as np
 import numpyro.distributions as dist
+from measuring import Results, peak_since
 
 import calibrant as cal
-from calibrant._files import write_text
 from calibrant._randomness import seeds
 from calibrant.estimators import FiniteDifferences
 from calibrant.inference._gvi import _gradients_for_plan
-from calibrant.inference._memory import resident_memory
 from calibrant.inference._planner import Compiled
 from calibrant.models.june import Calendar
 
@@ -74,17 +74,6 @@ def problem(name: str, share: float = 1.0) -> tuple[cal.Problem, cal.Prior]:
     return it, cal.Prior.of(it, priors)
 
 
-def peak_since(run: Any) -> int:
-    """Bytes of resident memory above what there was before, at the most."""
-    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-        file.write("5")  # resets the peak
-    before = resident_memory() or 0
-    run()
-    with open("/proc/self/status", encoding="ascii") as lines:
-        peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    return peak - before
-
-
 def measure(name: str, mode: str) -> dict[str, Any]:
     compiled_of(name, mode, 0.01).seconds()  # what a process takes once, for threads and libraries, is there already
     compiled, dim = compiled_of(name, mode), problem(name, 0.01)[1].dim
@@ -103,18 +92,27 @@ def compiled_of(name: str, mode: str, share: float = 1.0) -> Compiled:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
+    parser.add_argument("--only", nargs="+", choices=MODELS)
+    parser.add_argument("--modes", nargs="+", choices=list(MODES))
+    parser.add_argument("--quick", action="store_true", help="a part of models and modes, where nothing else is said")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(measure(*arguments.child)))
         return
+    models = arguments.only or (("sir", "market", "june") if arguments.quick else MODELS)
+    modes = arguments.modes or (("reverse", "hybrid") if arguments.quick else MODES)
+    with Results("planner_memory", arguments.out) as rows:
+        compare(rows, list(models), list(modes))
+
+
+def compare(rows: Results, models: list[str], modes: list[str]) -> None:
+    """What is predicted with what is measured."""
     results: dict[str, Any] = {}
     print("| model | mode | parameters | predicted, MB | measured, MB | off by |\n" + "| --- " * 6 + "|")
-    for name in arguments.only:
-        for mode in arguments.modes:
+    for name in models:
+        for mode in modes:
             command = [sys.executable, __file__, "--child", name, mode]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
@@ -122,14 +120,14 @@ def main() -> None:
                 continue
             got = json.loads(done.stdout.splitlines()[-1])
             results[f"{name}, {mode}"] = got
+            rows.size(f"{name}, {mode}: predicted", got["predicted"], dim=got["dim"])
+            rows.size(f"{name}, {mode}: measured", got["measured"], dim=got["dim"])
             off = got["predicted"] / max(got["measured"], 1) - 1
             row = [name, mode, got["dim"], f"{got['predicted'] / 1e6:,.0f}", f"{got['measured'] / 1e6:,.0f}"]
             print(f"| {' | '.join(map(str, row))} | {off:+.0%} |", flush=True)
     large = [x for x in results.values() if x["measured"] > 1e8]
     off = [abs(x["predicted"] / x["measured"] - 1) for x in large]
     print(f"\nabove 100 MB: {len(large)} of {len(results)}, off by {max(off, default=0):.0%} at most")
-    if arguments.out is not None:
-        write_text(arguments.out, json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
