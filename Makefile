@@ -1,42 +1,53 @@
 # Two commands do everything on a machine with Python and make: `make calibrate` and `make test`.
 
 PYTHON ?= python3
+# What pins the versions of everything that is installed: the versions that are tested.
+CONSTRAINTS ?= constraints.txt
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
+# One worker a core, each of which needs up to 4 GB.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: calibrate test check torch docs bench slow clean
+.PHONY: install calibrate test slow check docs bench torch clean
 
-calibrate: $(STAMP)
+calibrate: $(VENV)/.calibrant
 	$(BIN)/calibrant calibrate boarding-school --overwrite
 
-test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(VENV)/.test
+	$(PYTEST)
 
-check: $(STAMP)
+# The long tests, and those that compare bits, with programs compiled as users compile them.
+slow: $(VENV)/.test
+	$(PYTEST) --optimised -m "slow or bits"
+
+check: $(VENV)/.test $(VENV)/.check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	git ls-files -z '*.ipynb' | xargs -0 -r $(BIN)/nbstripout --verify --keep-id
 
-# PyTorch is optional: with it, the tests of `TorchModel` are run too.
-torch: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch]'
-
-docs: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict
 
-bench: $(STAMP)
-	$(BIN)/python benchmarks/brock_hommes.py
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/run.py
 
-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+# Everything to work on the project with. PyTorch is optional: with it, the tests of `TorchModel` are run too.
+install: $(VENV)/.test $(VENV)/.check $(VENV)/.docs
+torch: $(VENV)/.test $(VENV)/.torch
 
-# The constraints pin what was tested.
-$(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,check]'
-	touch $(STAMP)
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.calibrant: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
+	$(PIP) -e .
+	touch $@
+
+# An optional group of dependencies.
+$(VENV)/.%: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
+	$(PIP) -e '.[$*]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist site runs .pytest_cache .ruff_cache

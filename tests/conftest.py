@@ -1,27 +1,65 @@
+"""What all tests share: several devices, a cache of compiled programs, and how hard the compiler tries.
+
+Most of a test's time is compilation. Programs are kept on disk, in pytest's cache, across tests, workers and runs. They
+are compiled with few optimisations, which halves the time and changes results by rounding: sums are taken in another
+order, and a product and a sum are rounded apart. Tests marked `optimised` (they look at bits, memory or what the
+compiler made) and the long ones, marked `slow`, run programs as users do; with `--optimised` all do.
+"""
+
+import gc
+import shutil
+from pathlib import Path
+
 import jax
 import pytest
+from compiling import compile_quickly
 
-jax.config.update("jax_num_cpu_devices", 8)  # several, for those tests that divide a program
+MOST_KEPT = 2**31  # bytes of compiled programs
+MAPS, MOST_MAPPED = Path("/proc/self/maps"), 30_000
+QUICKLY = pytest.StashKey[bool]()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--optimised", action="store_true", help="compile all programs as users do")
+
+
+def pytest_configure(config):
+    jax.config.update("jax_num_cpu_devices", 8)  # several, for those tests that divide a program
+    if (cache := getattr(config, "cache", None)) is None:
+        return
+    programs = Path(cache.mkdir("programs"))
+    if not hasattr(config, "workerinput") and sum(file.stat().st_size for file in programs.iterdir()) > MOST_KEPT:
+        shutil.rmtree(programs)
+    jax.config.update("jax_compilation_cache_dir", str(programs))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    marked = any(item.get_closest_marker(name) for name in ("slow", "optimised"))
+    quickly = not (marked or item.config.getoption("--optimised"))
+    if item.config.stash.get(QUICKLY, False) != quickly:
+        item.config.stash[QUICKLY] = quickly
+        compile_quickly(quickly)
+
+
+def pytest_runtest_teardown(item):
+    # A program takes a thousand areas of memory, and Linux allows a process 65,530. JAX dies where it gets no more.
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPPED:
+        jax.clear_caches()
+        gc.collect()
+
+
+def pytest_collection_modifyitems(items):
+    # First those that are marked, so that a worker changes from one kind to the other once.
+    items.sort(key=lambda item: item.get_closest_marker("optimised") is None)
 
 
 @pytest.fixture
 def x64():
     with jax.enable_x64(True):
         yield
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _clear_caches():
-    yield
-    jax.clear_caches()
-
-
-@pytest.fixture(scope="module")
-def unoptimised():
-    """Programs are compiled in half the time, and run slower: for tests of what is around them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture
