@@ -21,6 +21,7 @@ max_updates = 20
 evaluate_every = 10
 evaluation_simulations = 10
 kl_samples = 50
+posterior = "full-rank-gaussian"
 """
 
 JUNE = """
@@ -52,6 +53,7 @@ mode = "hybrid"
 horizon = { sliding = 0 }
 evaluate_every = 2
 evaluation_simulations = 3
+posterior = "full-rank-gaussian"
 """
 
 

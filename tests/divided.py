@@ -15,14 +15,12 @@ if __name__ == "__main__":
     parser.add_argument("out")
     parser.add_argument("--models")
     parser.add_argument("--x64", action="store_true")
-    parser.add_argument("--unoptimised", action="store_true")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--process", type=int, default=0)
     parser.add_argument("--coordinator")
     given = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 1)
     jax.config.update("jax_enable_x64", given.x64)
-    jax.config.update("jax_disable_most_optimizations", given.unoptimised)
     if given.processes > 1:
         jax.distributed.initialize(given.coordinator, given.processes, given.process)
 

@@ -88,6 +88,15 @@ LOSSES = {
 }
 LOSS_DATA = _y
 
+#: name of a bundled configuration -> the steps that it simulates
+CONFIGURATION_STEPS = {
+    "boarding-school": 56,
+    "boarding-school-in-bed": 56,
+    "brock-hommes": 97,
+    "june-london": 142,
+    "june-town": 50,
+}
+
 FAMILIES = {
     "maf": cal.posteriors.MaskedAutoregressiveFlow(),
     "maf-spline": cal.posteriors.MaskedAutoregressiveFlow(layers=2, knots=6),

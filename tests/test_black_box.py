@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 import logging
+import re
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 import calibrant as cal
 from calibrant._config import ConfigError, parse_config
-from calibrant.black_box import Command, Csv, Joblib, Json, RunFailed
+from calibrant.black_box import Command, Csv, Joblib, Json
 
 HERE = Joblib(1)
 MU = {"mu": cal.parameter(0.3, prior=dist.Normal(0.0, 1.0), units="m")}
@@ -81,7 +82,7 @@ def test_a_run_is_given_numbers_and_a_seed_and_may_return_one_array():
     assert seen[1][1] == seed  # common random numbers
 
 
-def test_double_precision(x64):
+def test_a_black_box_in_double_precision_keeps_its_digits(x64):
     model = black_box(lambda params, seed: {"x": [params["mu"]] * 4})
     assert cal.simulate(model, model.Params(0.1), seed=0).outputs["x"][0] == 0.1
 
@@ -93,6 +94,10 @@ def test_fewer_steps_are_the_first_of_a_run_and_dates_are_those_of_its_outputs()
     assert model.dates == tuple(days)
     out = cal.simulate(model, model.default_params, seed=0, steps=2).outputs
     assert (out["x"].tolist(), out["total"].tolist()) == ([1, 2], [10])
+
+
+def test_more_steps_than_a_run_has_outputs_are_refused():
+    model = black_box(noisy(1.0))
     with pytest.raises(ValueError, match="outputs at 4 times, and 5 steps"):
         cal.simulate(model, model.default_params, seed=0, steps=5)
 
@@ -103,11 +108,13 @@ def test_fewer_steps_are_the_first_of_a_run_and_dates_are_those_of_its_outputs()
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        ({"x": [1, 2, 3]}, r"output 'x' has shape \(3,\), and \(4,\) was declared"),
-        ({"y": [1] * 4}, "output 'x' is missing; the run returned y"),
-        ({"x": [1, 2, 3, np.nan]}, "output 'x' is not finite"),
-        ({"x": ["a"] * 4}, "output 'x' is no array of numbers"),
-        ([1] * 4, "returned a list, not a mapping of x"),
+        pytest.param(
+            {"x": [1, 2, 3]}, r"output 'x' has shape \(3,\), and \(4,\) was declared", id="three numbers for four"
+        ),
+        pytest.param({"y": [1] * 4}, "output 'x' is missing; the run returned y", id="another output"),
+        pytest.param({"x": [1, 2, 3, np.nan]}, "output 'x' is not finite", id="a number that is not finite"),
+        pytest.param({"x": ["a"] * 4}, "output 'x' is no array of numbers", id="letters"),
+        pytest.param([1] * 4, "returned a list, not a mapping of x", id="a list for a mapping"),
     ],
 )
 def test_a_run_that_returns_what_was_not_declared_fails(returned, message, caplog):
@@ -115,8 +122,7 @@ def test_a_run_that_returns_what_was_not_declared_fails(returned, message, caplo
     out = cal.simulate(model, model.default_params, seed=0).outputs
     assert np.all(np.isnan(out["x"]))
     (failure,) = model.failures
-    with pytest.raises(RunFailed, match=message):
-        raise RunFailed(failure.message)
+    assert re.search(message, failure.message)
     assert failure.message in caplog.text
 
 
@@ -217,11 +223,25 @@ def command(arguments, output=None, **kwargs):
 @pytest.mark.parametrize(
     ("arguments", "output"),
     [
-        (["sh", "-c", 'printf "x,y\\n%s,1\\n%s,\\n" {mu} {seed}'], Csv()),
-        (["sh", "-c", 'printf "x\\n{mu}\\n{seed}\\n" > {directory}/out.csv'], Csv("out.csv")),
-        (["sh", "-c", 'echo "{ \\"x\\": [{mu}, {seed}] }"'], Json()),
-        (["awk", "-F[:,} ]+", '{ print "[" $3 "," $(NF - 1) "]" }'], Json()),  # from standard input
-        (["awk", "-F[:,} ]+", '{ print "[" $3 "," $(NF - 1) "]" }', "{parameters}"], Json()),
+        pytest.param(
+            ["sh", "-c", 'printf "x,y\\n%s,1\\n%s,\\n" {mu} {seed}'], Csv(), id="as arguments, and a printed table"
+        ),
+        pytest.param(
+            ["sh", "-c", 'printf "x\\n{mu}\\n{seed}\\n" > {directory}/out.csv'],
+            Csv("out.csv"),
+            id="as arguments, and a file",
+        ),
+        pytest.param(["sh", "-c", 'echo "{ \\"x\\": [{mu}, {seed}] }"'], Json(), id="as arguments, and printed JSON"),
+        pytest.param(
+            ["awk", "-F[:,} ]+", '{ print "[" $3 "," $(NF - 1) "]" }'],
+            Json(),
+            id="on standard input, and printed JSON",
+        ),
+        pytest.param(
+            ["awk", "-F[:,} ]+", '{ print "[" $3 "," $(NF - 1) "]" }', "{parameters}"],
+            Json(),
+            id="in a file, and printed JSON",
+        ),
     ],
 )
 def test_parameters_reach_a_program_and_its_outputs_come_back(arguments, output):
@@ -235,7 +255,7 @@ def test_parameters_reach_a_program_and_its_outputs_come_back(arguments, output)
     assert seed == cal.simulate(same, same.default_params, seed=4).outputs[0]
 
 
-def test_columns_of_an_array():
+def test_columns_of_a_program_s_table_become_an_array():
     text = 'printf "x[0],x[1],y\\n1,2,7\\n3,4,\\n"'
     model = command(["sh", "-c", text], Csv(), outputs={"x": (2, 2), "y": (1,)})
     out = cal.simulate(model, model.default_params, seed=0).outputs
@@ -245,18 +265,19 @@ def test_columns_of_an_array():
 @pytest.mark.parametrize(
     ("arguments", "output", "message"),
     [
-        (
+        pytest.param(
             ["sh", "-c", "echo first >&2; echo no such file >&2; exit 3"],
             Json(),
             "sh ended with exit code 3: no such file",
+            id="an exit code",
         ),
-        (["echo", "done"], Json(), "what the program wrote is no JSON"),
-        (["echo", "y"], Csv(), "there is no column 'x'; the program wrote y"),
-        (["printf", "x\\na\\nb\\n"], Csv(), "column 'x' holds what is no number"),
-        (["true"], Csv("out.csv"), "the program wrote no out.csv that can be read"),
+        pytest.param(["echo", "done"], Json(), "what the program wrote is no JSON", id="no JSON"),
+        pytest.param(["echo", "y"], Csv(), "there is no column 'x'; the program wrote y", id="no column"),
+        pytest.param(["printf", "x\\na\\nb\\n"], Csv(), "column 'x' holds what is no number", id="no number"),
+        pytest.param(["true"], Csv("out.csv"), "the program wrote no out.csv that can be read", id="no file"),
     ],
 )
-def test_a_program_that_goes_wrong(arguments, output, message, tmp_path):
+def test_a_program_that_goes_wrong_is_a_failed_run_with_its_reason(arguments, output, message, tmp_path):
     model = command(arguments, output, keep_errors_in=tmp_path)
     assert np.all(np.isnan(cal.simulate(model, model.default_params, seed=0).outputs["x"]))
     assert model.failures[0].message.startswith(message)
@@ -281,49 +302,103 @@ def test_a_program_that_hangs_is_killed_with_all_it_started(tmp_path):
 # What is refused --------------------------------------------------------------------------------------------------
 
 
-def test_a_derivative_is_refused():
+def calibrated_by(estimator):
+    return lambda problem: cal.calibrate(problem, method=cal.GVI(estimator=estimator), progress=False)
+
+
+def derivative_by(estimator):
+    def total(mu, problem):
+        return jnp.sum(cal.expect(problem, {"mu": mu}, seeds=cal.seeds(0, (2, 2)), estimator=estimator).losses)
+
+    return lambda problem: jax.grad(total)(jnp.zeros(2), problem)
+
+
+def derivative_of_outputs(problem):
+    def total(params):
+        return jnp.sum(cal.simulate(problem.model, params, seed=0).outputs["x"])
+
+    return jax.grad(total)(problem.model.default_params)
+
+
+def planned(problem):
+    cal.GVI(estimator=cal.FlowScore(), mode=cal.AutoMode()).check(problem, cal.Prior.of(problem))
+
+
+def looked_at(problem):
+    cal.diagnostics.gradients(problem, cal.Prior.of(problem), cal.GVI(estimator=cal.FlowScore()))
+
+
+NO_DERIVATIVE = r"BlackBox has no derivative; use estimator = FlowScore\(\) or FiniteDifferences\(\)"
+PATHWISE, SCORE = cal.estimators.Pathwise(), cal.estimators.ScoreFunction()
+
+
+@pytest.mark.parametrize(
+    ("attempt", "message"),
+    [
+        pytest.param(calibrated_by(PATHWISE), NO_DERIVATIVE, id="a calibration by pathwise gradients"),
+        pytest.param(calibrated_by(SCORE), NO_DERIVATIVE, id="a calibration by the score function"),
+        pytest.param(derivative_by(PATHWISE), NO_DERIVATIVE, id="the pathwise gradient of a loss"),
+        pytest.param(derivative_by(SCORE), NO_DERIVATIVE, id="the score-function gradient of a loss"),
+        pytest.param(derivative_of_outputs, NO_DERIVATIVE, id="the derivative of outputs"),
+        pytest.param(
+            planned, "BlackBox is run outside of JAX, where AutoMode cannot", id="a choice of modes of differentiation"
+        ),
+        pytest.param(looked_at, "no gradients to look at", id="a look at its gradients"),
+    ],
+)
+def test_what_needs_a_derivative_of_a_black_box_is_refused_before_it_runs(attempt, message):
     model = black_box(noisy(1.0))
-    problem = cal.Problem(model, DATA, cal.losses.MeanSquaredError())
-    prior = cal.Prior.of(problem)
-    alternative = r"BlackBox has no derivative; use estimator = FlowScore\(\) or FiniteDifferences\(\)"
-    for estimator in (cal.estimators.Pathwise(), cal.estimators.ScoreFunction()):
-        with pytest.raises(ValueError, match=alternative):
-            cal.calibrate(problem, method=cal.GVI(estimator=estimator), progress=False)
-
-        def total(mu, estimator=estimator):
-            return jnp.sum(cal.expect(problem, {"mu": mu}, seeds=cal.seeds(0, (2, 2)), estimator=estimator).losses)
-
-        with pytest.raises(ValueError, match=alternative):
-            jax.grad(total)(jnp.zeros(2))
-    with pytest.raises(ValueError, match=alternative):
-        jax.grad(lambda p: jnp.sum(cal.simulate(model, p, seed=0).outputs["x"]))(model.default_params)
-    with pytest.raises(ValueError, match="BlackBox is run outside of JAX, where AutoMode cannot"):
-        cal.GVI(estimator=cal.FlowScore(), mode=cal.AutoMode()).check(problem, prior)
-    with pytest.raises(ValueError, match="no gradients to look at"):
-        cal.diagnostics.gradients(problem, prior, cal.GVI(estimator=cal.FlowScore()))
+    with pytest.raises(ValueError, match=message):
+        attempt(cal.Problem(model, DATA, cal.losses.MeanSquaredError()))
     assert model.n_runs == 0
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: black_box(noisy(1), outputs={"x": ()}), r"shape of output 'x' is whole numbers >= 1.*got \(\)"),
-        (lambda: black_box(noisy(1), outputs={}), "mapping of names to shapes"),
-        (lambda: black_box(noisy(1), parameters={}), "at least one"),
-        (lambda: black_box(noisy(1), parameters={"a b": 1}), "cannot be called 'a b'"),
-        (lambda: black_box(noisy(1), parameters={"a": "b"}), "default of the parameter 'a' is no finite number"),
-        (lambda: black_box(noisy(1), timeout=0.0), "positive `timeout`"),
-        (lambda: black_box(noisy(1), retries=-1), "`retries` to be a whole number >= 0"),
-        (lambda: black_box(noisy(1), timeout=1.0, executor=Joblib(2, "threading")), "cannot be timed out in a thread"),
-        (lambda: black_box(noisy(1), dates=[dt.date(2020, 1, 1)]), "4 output times and 1 dates"),
-        (lambda: Joblib(0), "at least 1, or -1"),
-        (lambda: command(["no-such-program"]), "no program 'no-such-program'"),
-        (lambda: command(["echo", "{betta}"]), r"placeholder \{betta\}, and there are mu, rates, seed"),
-        (lambda: command(["echo"], parameters={"seed": 1.0}), "cannot be called 'seed'"),
-        (lambda: command("echo 1"), "a list of strings"),
+        pytest.param(
+            lambda: black_box(noisy(1), outputs={"x": ()}),
+            r"shape of output 'x' is whole numbers >= 1.*got \(\)",
+            id="an output without times",
+        ),
+        pytest.param(lambda: black_box(noisy(1), outputs={}), "mapping of names to shapes", id="no outputs"),
+        pytest.param(lambda: black_box(noisy(1), parameters={}), "at least one", id="no parameters"),
+        pytest.param(
+            lambda: black_box(noisy(1), parameters={"a b": 1}), "cannot be called 'a b'", id="a name of two words"
+        ),
+        pytest.param(
+            lambda: black_box(noisy(1), parameters={"a": "b"}),
+            "default of the parameter 'a' is no finite number",
+            id="a default that is no number",
+        ),
+        pytest.param(lambda: black_box(noisy(1), timeout=0.0), "positive `timeout`", id="no time to run"),
+        pytest.param(
+            lambda: black_box(noisy(1), retries=-1), "`retries` to be a whole number >= 0", id="fewer than no retries"
+        ),
+        pytest.param(
+            lambda: black_box(noisy(1), timeout=1.0, executor=Joblib(2, "threading")),
+            "cannot be timed out in a thread",
+            id="a timeout in threads",
+        ),
+        pytest.param(
+            lambda: black_box(noisy(1), dates=[dt.date(2020, 1, 1)]),
+            "4 output times and 1 dates",
+            id="fewer dates than output times",
+        ),
+        pytest.param(lambda: Joblib(0), "at least 1, or -1", id="no workers"),
+        pytest.param(lambda: command(["no-such-program"]), "no program 'no-such-program'", id="no such program"),
+        pytest.param(
+            lambda: command(["echo", "{betta}"]),
+            r"placeholder \{betta\}, and there are mu, rates, seed",
+            id="a placeholder of no parameter",
+        ),
+        pytest.param(
+            lambda: command(["echo"], parameters={"seed": 1.0}), "cannot be called 'seed'", id="a parameter called seed"
+        ),
+        pytest.param(lambda: command("echo 1"), "a list of strings", id="a command in one string"),
     ],
 )
-def test_mistakes_are_refused_at_once(make, message):
+def test_a_black_box_that_cannot_run_is_refused_when_it_is_made(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -331,8 +406,10 @@ def test_mistakes_are_refused_at_once(make, message):
 # Calibration ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("estimator", [cal.FlowScore(), cal.FiniteDifferences()])
-def test_the_posterior_of_a_normal_mean(estimator):
+@pytest.mark.parametrize(
+    "estimator", [cal.FlowScore(), cal.FiniteDifferences()], ids=["flow score", "finite differences"]
+)
+def test_a_black_box_with_noise_has_the_conjugate_posterior_of_a_normal_mean(estimator):
     """Noise of the simulator adds a constant to the mean squared error, so the posterior is the conjugate one."""
     model = black_box(noisy(0.2))
     sd, n = 0.5, len(DATA["x"])
@@ -372,7 +449,7 @@ estimator = "flow-score"
 """
 
 
-def test_a_function_by_name(here):
+def test_a_configuration_names_a_python_function(here):
     (here / "walk.py").write_text(
         "def run(params, seed):\n    return {'x': [params['mu'], *params['rates'], seed % 7]}\n"
     )
@@ -385,7 +462,7 @@ def test_a_function_by_name(here):
     np.testing.assert_array_equal(workers.data["x"], problem.data["x"])
 
 
-def test_a_command_by_name(here):
+def test_a_configuration_names_a_command(here):
     (here / "out.csv").write_text("x\n1\n2\n3\n4\n")
     text = CONFIG.replace('"python"', '"command"').replace(
         'function = "walk:run"',
@@ -398,26 +475,35 @@ def test_a_command_by_name(here):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"flow-score"', '"straight-through"', r"BlackBox has no derivative; use estimator"),
-        ("walk:run", "walk:walk", "model.options: .*has no attribute 'walk'"),
-        ("walk:run", "nowhere:run", "model.options: .*No module named 'nowhere'"),
-        ("walk:run", "walk", "'module:function', got 'walk'"),
-        ("x = 4", "x = 0", "model.options.outputs.x: "),
-        ("x = 4", "x = []", r"model.options: The shape of output 'x'"),
-        ("workers = 1", "worker = 1", "model.options.worker: there is no such field"),
-        ("outputs = { x = 4 }", "", "model.options.outputs: Field required"),
-        ("[1.0, 2.0]", '"a"', "model.options.parameters.rates: "),
-        ('"python"', '"pyton"', "no model 'pyton'.*command, python, torch, or module:Class"),
-        ('"python"', '"command"', "model.options.command: Field required"),
+        pytest.param(
+            '"flow-score"', '"straight-through"', r"BlackBox has no derivative; use estimator", id="a derivative"
+        ),
+        pytest.param("walk:run", "walk:walk", "model.options: .*has no attribute 'walk'", id="no such function"),
+        pytest.param("walk:run", "nowhere:run", "model.options: .*No module named 'nowhere'", id="no such module"),
+        pytest.param("walk:run", "walk", "'module:function', got 'walk'", id="a module without a function"),
+        pytest.param("x = 4", "x = 0", "model.options.outputs.x: ", id="an output at no times"),
+        pytest.param("x = 4", "x = []", r"model.options: The shape of output 'x'", id="an output without a shape"),
+        pytest.param(
+            "workers = 1", "worker = 1", "model.options.worker: there is no such field", id="a misspelt option"
+        ),
+        pytest.param("outputs = { x = 4 }", "", "model.options.outputs: Field required", id="no outputs"),
+        pytest.param("[1.0, 2.0]", '"a"', "model.options.parameters.rates: ", id="a default that is no number"),
+        pytest.param(
+            '"python"',
+            '"pyton"',
+            "no model 'pyton'.*command, python, torch, or module:Class",
+            id="a misspelt kind of model",
+        ),
+        pytest.param('"python"', '"command"', "model.options.command: Field required", id="a command without one"),
     ],
 )
-def test_mistakes_in_a_configuration(old, new, message, here):
+def test_a_configuration_of_a_black_box_that_cannot_run_is_refused(old, new, message, here):
     (here / "walk.py").write_text("def run(params, seed):\n    return {'x': [params['mu']] * 4}\n")
     with pytest.raises(ConfigError, match=message):
         parse_config(CONFIG.replace(old, new), "config").build(here)
 
 
-def test_numbers_that_are_too_large_fail():
+def test_an_output_too_large_for_float32_is_a_failed_run():
     model = black_box(lambda params, seed: {"x": [1e300] * 4})
     assert np.isnan(cal.simulate(model, model.default_params, seed=0).outputs["x"]).all()
     assert model.n_failed == 1
@@ -434,12 +520,18 @@ def test_what_data_constrain_is_known_without_derivatives():
     assert "no local information" in found.sentence()
 
 
-def test_a_method_that_needs_a_derivative_is_refused_before_it_runs():
+@pytest.mark.parametrize("method", [cal.Point(), cal.NUTS(), cal.MALA()], ids=lambda method: type(method).__name__)
+def test_a_method_that_needs_a_derivative_is_refused_before_it_runs(method):
     model = black_box(noisy(1.0))
     problem = cal.Problem(model, DATA, cal.losses.GaussianLogLikelihood(1.0))
-    for method in (cal.Point(), cal.NUTS(), cal.MALA()):
-        with pytest.raises(ValueError, match="BlackBox has no derivative"):
-            method.check(problem, cal.Prior.of(problem))
+    with pytest.raises(ValueError, match="BlackBox has no derivative"):
+        method.check(problem, cal.Prior.of(problem))
+    assert model.n_runs == 0
+
+
+def test_a_method_that_needs_no_derivative_takes_a_black_box():
+    model = black_box(noisy(1.0))
+    problem = cal.Problem(model, DATA, cal.losses.GaussianLogLikelihood(1.0))
     cal.SMCABC().check(problem, cal.Prior.of(problem))
     assert model.n_runs == 0
 
@@ -447,7 +539,7 @@ def test_a_method_that_needs_a_derivative_is_refused_before_it_runs():
 # Elsewhere ------------------------------------------------------------------------------------------------------------
 
 
-def test_workers_of_dask():
+def test_workers_of_dask_give_the_same_runs():
     distributed = pytest.importorskip("distributed")
     import joblib
 

@@ -6,25 +6,51 @@ import lines
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from registry import LOSS_DATA, LOSSES
 from scipy import stats
 
 import calibrant as cal
 from calibrant import checks
 
 
-def test_which_losses_are_likelihoods():
-    from registry import LOSSES
+def total(loss):
+    """Sum or integral of exp(-loss) over one observation; infinite where exp(-loss) does not vanish far away."""
+    x = jnp.array([[2.3]]) if loss.per_simulation else jnp.array([[2.3], [3.7], [9.1]])
+    far = LOSS_DATA + 1e6
+    if np.exp(-loss.with_data(far)(jnp.broadcast_to(x, (len(x), len(far))), jnp.asarray(far), {})) > 1e-3:
+        return np.inf
+    try:
+        loss.check(np.array([-1.0]))
+        lowest = -300.0
+    except ValueError:
+        lowest = 0.0
+    drawn = loss.observe(jax.random.key(0), x[0], {})
+    step = 1.0 if np.all(drawn == np.round(drawn)) else 0.01  # counts, or real numbers
+    y = jnp.arange(lowest, 300.0, step)
+    return step * np.sum(np.exp(-np.asarray(jax.vmap(lambda y: loss(x, y[None], {}))(y), float)))
 
-    likelihoods = {name for name, loss in LOSSES.items() if loss.is_likelihood}
-    assert likelihoods == {"gaussian", "poisson", "negative-binomial", "marginal"}
-    gaussian, mse = LOSSES["gaussian"], LOSSES["mse"]
-    streams = cal.losses.Streams
-    assert streams({"a": gaussian, "b": gaussian}).is_likelihood
-    assert streams({"a": gaussian, "b": mse}, {"b": 0.0}).is_likelihood
-    assert not streams({"a": gaussian, "b": mse}).is_likelihood
-    assert not streams({"a": gaussian, "b": gaussian}, {"b": 0.5}).is_likelihood
-    assert cal.losses.Periods(gaussian, 2).is_likelihood
-    assert not cal.losses.MarginalLikelihood(mse).is_likelihood
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_a_loss_is_a_likelihood_if_and_only_if_it_integrates_to_one_over_data(loss):
+    assert loss.is_likelihood == (abs(total(loss) - 1) < 1e-3)
+
+
+GAUSSIAN, SQUARES = cal.losses.GaussianLogLikelihood(1.5), cal.losses.MeanSquaredError()
+
+
+@pytest.mark.parametrize(
+    ("loss", "likelihood"),
+    [
+        pytest.param(cal.losses.Streams({"a": GAUSSIAN, "b": GAUSSIAN}), True, id="two likelihoods"),
+        pytest.param(cal.losses.Streams({"a": GAUSSIAN, "b": SQUARES}, {"b": 0.0}), True, id="squares of weight 0"),
+        pytest.param(cal.losses.Streams({"a": GAUSSIAN, "b": SQUARES}), False, id="squares beside a likelihood"),
+        pytest.param(cal.losses.Streams({"a": GAUSSIAN, "b": GAUSSIAN}, {"b": 0.5}), False, id="half a likelihood"),
+        pytest.param(cal.losses.Periods(GAUSSIAN, 2), True, id="a likelihood of periods"),
+        pytest.param(cal.losses.MarginalLikelihood(SQUARES), False, id="squares over replicates"),
+    ],
+)
+def test_a_loss_made_of_losses_is_a_likelihood_where_all_that_count_are_and_count_once(loss, likelihood):
+    assert loss.is_likelihood == likelihood
 
 
 def test_predictive_p_values_are_those_of_the_closed_form():
@@ -53,11 +79,15 @@ def test_a_summary_that_the_model_cannot_make_is_found():
     own = checks.predictive_check(away, lines.posterior(it), summaries={"first": lambda x: x[0]}, draws=500)
     assert own.names == ("loss", "first")
     assert own.p[1] == 0
+
+
+def test_a_summary_that_observed_data_do_not_have_is_refused():
+    it = lines.problem()
     with pytest.raises(ValueError, match="'gap' of the observed data is no finite number"):
         checks.predictive_check(it, lines.posterior(it), summaries={"gap": lambda x: x[lines.MISSING]})
 
 
-@pytest.mark.parametrize(("width", "shift"), [(1.0, 0.0), (1.3, 0.0), (1.0, 0.5)])
+@pytest.mark.parametrize(("width", "shift"), [(1.0, 0.0), (1.3, 0.0), (1.0, 0.5)], ids=["exact", "wide", "shifted"])
 def test_importance_weights_find_and_undo_what_was_done_to_a_posterior(width, shift):
     it = lines.problem()
     q = lines.posterior(it, width=width, shift=shift)
@@ -87,7 +117,7 @@ def test_importance_weights_need_a_likelihood():
         checks.importance(it, lines.posterior(it))
 
 
-def test_random_weights_give_the_exact_posterior():
+def test_importance_weights_are_right_where_the_likelihood_is_an_average_over_noise():
     """Noise inside the model, marginalised by replicates: the likelihood is normal with both variances."""
     inner = 0.5
     it = lines.problem(
@@ -101,7 +131,7 @@ def test_random_weights_give_the_exact_posterior():
     np.testing.assert_allclose(result.shift, 0, atol=4 / np.sqrt(result.size))
 
 
-def test_identifiability_of_a_line():
+def test_data_on_a_line_contract_what_they_constrain_and_nothing_else():
     it = lines.problem()
     result = checks.identifiability(it, lines.posterior(it), draws=20_000, simulations=2000, jacobians=2)
     _, covariance = lines.exact(np.asarray(it.data))
@@ -119,7 +149,7 @@ def test_identifiability_of_a_line():
     assert "idle" in result.sentence()
 
 
-def test_directions_under_a_prior_that_is_no_standard_normal():
+def test_a_prior_that_is_no_normal_has_no_contraction_in_any_direction():
     """A Dirichlet prior goes through numpyro's bijection; the prior itself has no contraction in any direction."""
 
     class SharesParams(cal.Params):
@@ -145,7 +175,7 @@ def test_directions_under_a_prior_that_is_no_standard_normal():
     np.testing.assert_allclose(result.directions.contraction, 0, atol=0.15)
 
 
-def test_first_order_indices_of_a_line():
+def test_first_order_indices_of_a_line_are_those_of_the_closed_form():
     it = lines.problem(noise=0.5)
     result = checks.sensitivity(it, lines.posterior(it), runs=4000)
     seen = np.isfinite(np.asarray(it.data))
@@ -157,7 +187,7 @@ def test_first_order_indices_of_a_line():
     assert result.noise["output"] == pytest.approx(0.25 * seen.sum() / variance.sum(), rel=0.1)
 
 
-def test_first_order_indices_of_the_ishigami_function():
+def test_first_order_indices_of_the_ishigami_function_are_the_published_ones():
     """The standard test of global sensitivities (Ishigami and Homma 1990): S = 0.3139, 0.4424, 0."""
     x = np.random.default_rng(0).uniform(-np.pi, np.pi, size=(8000, 3))
     y = np.sin(x[:, 0]) + 7 * np.sin(x[:, 1]) ** 2 + 0.1 * x[:, 2] ** 4 * np.sin(x[:, 0])
@@ -165,7 +195,7 @@ def test_first_order_indices_of_the_ishigami_function():
     np.testing.assert_allclose(partial[0] / variance[0], [0.3139, 0.4424, 0], atol=0.03)
 
 
-def test_the_coordinates_of_a_flow():
+def test_seen_through_its_flow_a_posterior_is_a_standard_normal():
     """Seen through its flow a posterior is a standard normal, and its prior is what the change of variables says."""
     from calibrant.checks._local import Through
 

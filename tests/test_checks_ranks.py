@@ -48,7 +48,7 @@ def test_the_exact_posterior_passes():
         )
 
 
-@pytest.mark.parametrize("dim", [1, 2, 4])
+@pytest.mark.parametrize("dim", [1, 2, 4], ids=["1 parameter", "2 parameters", "4 parameters"])
 @pytest.mark.parametrize(
     ("how", "word"),
     [({"narrow": 0.7}, "too narrow"), ({"narrow": 1.3}, "too wide"), ({"shift": 0.5}, "shifted")],
@@ -76,7 +76,7 @@ def test_joint_coverage_sees_what_single_parameters_hide():
     assert not result.passed
 
 
-def test_data_that_say_nothing_are_no_calibration():
+def test_a_posterior_that_repeats_the_prior_is_called_prior_dominated():
     rng = np.random.default_rng(0)
     draws, truths = rng.normal(size=(100, 99, 1)), rng.normal(size=(100, 1))
     result = checks.calibration(draws, truths, truths[::-1], prior_variance=np.ones(1))
@@ -159,24 +159,29 @@ def test_the_smallest_error_that_can_be_seen_is_seen_nine_times_in_ten():
 @pytest.mark.parametrize(
     ("draws", "truths", "message"),
     [
-        (np.zeros((5, 3)), np.zeros((5, 1)), "have shape"),
-        (np.zeros((5, 3, 2)), np.zeros((5, 1)), "have shape"),
-        (np.full((5, 3, 1), np.nan), np.zeros((5, 1)), "must be finite"),
-        (np.zeros((5, 1, 1)), np.zeros((5, 1)), "two draws"),
+        pytest.param(np.zeros((5, 3)), np.zeros((5, 1)), "have shape", id="without an axis of parameters"),
+        pytest.param(np.zeros((5, 3, 2)), np.zeros((5, 1)), "have shape", id="of more parameters than truths"),
+        pytest.param(np.full((5, 3, 1), np.nan), np.zeros((5, 1)), "must be finite", id="not finite"),
+        pytest.param(np.zeros((5, 1, 1)), np.zeros((5, 1)), "two draws", id="one of each posterior"),
     ],
 )
-def test_mistakes_in_draws(draws, truths, message):
+def test_draws_that_are_no_draws_of_a_posterior_are_refused(draws, truths, message):
     with pytest.raises(ValueError, match=message):
         checks.ranks(draws, truths)
 
 
-def test_other_mistakes():
-    draws, truths = np.random.default_rng(0).normal(size=(5, 30, 1)), np.zeros((5, 1))
-    with pytest.raises(ValueError, match="10 data sets"):
-        checks.calibration(draws, truths, truths)
-    with pytest.raises(ValueError, match="10 draws a parameter"):
-        checks.tarp(draws[:, :5], truths, truths)
-    with pytest.raises(ValueError, match="all the same"):
-        checks.tarp(np.zeros((5, 30, 1)), truths, truths)
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        checks.uniformity(np.array([0.5, 1.5]))
+FIVE, TRUTHS = np.random.default_rng(0).normal(size=(5, 30, 1)), np.zeros((5, 1))
+
+
+@pytest.mark.parametrize(
+    ("check", "match"),
+    [
+        pytest.param(lambda: checks.calibration(FIVE, TRUTHS, TRUTHS), "10 data sets", id="five data sets"),
+        pytest.param(lambda: checks.tarp(FIVE[:, :5], TRUTHS, TRUTHS), "10 draws a parameter", id="five draws"),
+        pytest.param(lambda: checks.tarp(np.zeros((5, 30, 1)), TRUTHS, TRUTHS), "all the same", id="equal draws"),
+        pytest.param(lambda: checks.uniformity(np.array([0.5, 1.5])), "between 0 and 1", id="a rank above 1"),
+    ],
+)
+def test_a_check_is_refused_of(check, match):
+    with pytest.raises(ValueError, match=match):
+        check()

@@ -54,12 +54,12 @@ def test_right_refits_pass_and_a_wrong_weight_fails():
     assert not narrow.passed
 
 
-def test_equal_seeds_give_equal_bits():
+def test_refits_with_equal_seeds_give_equal_bits():
     refitter, result = refits()
     np.testing.assert_array_equal(refitter.refit(1.0, there_and_back=False).draws, result.draws)
 
 
-def test_refits_from_the_prior():
+def test_refits_from_the_prior_are_the_exact_posteriors():
     """Whole calibrations, each at a draw of the prior: the posterior's spread does not depend on the data."""
     it = lines.problem()
     method = dataclasses.replace(METHOD, learning_rate=3e-2, final_learning_rate=1e-3)
@@ -71,7 +71,7 @@ def test_refits_from_the_prior():
     assert result.convergence.enough
 
 
-def test_the_weight_at_which_intervals_cover():
+def test_the_weight_at_which_intervals_cover_is_found():
     """`sum (x - y)^2 / n` has the exact posterior at w = 2 scale^2 / n, and twice or half of that is seen."""
     it = lines.problem(cal.losses.MeanSquaredError(), noise=lines.SCALE)
     seen = np.isfinite(np.asarray(it.data)).sum()
@@ -92,17 +92,21 @@ def test_the_weight_at_which_intervals_cover():
     assert "too few at every weight that was tried; widths hardly change" in unmoved.sentence()
 
 
-def test_what_cannot_be_rebuilt_is_refused():
+def test_a_loss_that_cannot_be_rebuilt_for_other_data_is_refused():
     it = lines.problem()
     y = jnp.asarray(it.data)
     captured = cal.Problem(it.model, it.data, lambda x, data, params: jnp.nanmean((x - y) ** 2))
     with pytest.raises(ValueError, match="CustomLoss holds the data it was built from"):
         checks.Refitter(captured, lines.posterior(it), METHOD)
+
+
+def test_refits_of_three_data_sets_are_refused():
+    it = lines.problem()
     with pytest.raises(ValueError, match="data_sets"):
         checks.Refitter(it, lines.posterior(it), METHOD, data_sets=3)
 
 
-def test_a_loss_that_holds_data_is_rebuilt():
+def test_a_loss_that_holds_data_is_rebuilt_for_other_data():
     full = np.cumsum(np.ones(lines.STEPS))
     loss = cal.losses.MaximumMeanDiscrepancy(full, lags=2, bandwidth_factor=0.5)
     other = loss.with_data(3 * full)
@@ -115,7 +119,7 @@ def test_a_loss_that_holds_data_is_rebuilt():
     assert float(inner.bandwidth) == float(other.bandwidth)
 
 
-def test_a_problem_made_by_hand():
+def test_a_synthetic_problem_may_be_made_by_a_function_of_ones_own():
     """Data that are also inputs: `make` says how a synthetic problem is built."""
     from calibrant.checks._synthetic import with_data
 
@@ -130,6 +134,10 @@ def test_a_problem_made_by_hand():
     refitter = checks.Refitter(it, lines.posterior(it), METHOD, where=NEAR, data_sets=10, make=make)
     assert len(seen) == 10
     assert refitter.problems.each.data.shape == (10, lines.STEPS)
+
+
+def test_synthetic_problems_of_another_model_are_refused():
+    it = lines.problem()
 
     def other(problem, values, seed):
         return cal.Problem(lines.Line(0.1), problem.data, problem.loss)

@@ -73,7 +73,7 @@ def test_a_wrong_sign_is_named_and_a_remedy_given():
     assert "Use straight-through" in text
 
 
-def test_sizes_are_named():
+def test_a_gradient_of_the_wrong_size_is_named():
     assert "theta is more than twice too large" in " ".join(advise(drifting(cal.GVI(estimator=Tripled()))))
 
 
@@ -94,7 +94,7 @@ def test_a_parameter_that_the_horizon_cuts_is_named():
     assert "is zero" not in " ".join(advise(gradients(problem, prior, kept, points=4, repeats=4)))
 
 
-def test_noise_and_bias_of_a_population():
+def test_straight_through_is_found_biased_in_households_and_the_controlled_score_is_not():
     """In households straight-through is too large; differences and the controlled score agree."""
     model = cal.models.SIR.small_world(100)
     loss = cal.losses.CustomLoss(lambda x, y, p: jnp.mean(x["recovered"][:, -1]) / 100, per_simulation=True)
@@ -120,7 +120,7 @@ def invented(cosine, noise, runs, length=1.0):
     return Measurement(candidate, moments, moments, length * cosine, 1, runs, 0, 32)
 
 
-def test_noise_has_no_direction():
+def test_a_gradient_of_noise_alone_is_given_no_direction():
     """A cosine of a mean that is nothing but noise would be anything from -1 to 1, and is not given."""
     rng = np.random.default_rng(0)
     reference = invented(1.0, 0.01, 50.0)
@@ -133,7 +133,7 @@ def test_noise_has_no_direction():
         assert "too noisy to have a direction" in " ".join(advise(health))
 
 
-def test_the_method_as_advised():
+def test_the_advised_method_is_what_the_sentence_says():
     """What the sentence says, and no more than that; differences are advised as a correction."""
     method = cal.GVI(simulations=4, estimator=Reversed(), max_updates=7)
     new = advised(method, costing_simulations(drifting(method)))
@@ -160,7 +160,7 @@ def test_a_gradient_that_is_corrected_is_not_judged_by_its_bias():
     assert not drifting(cal.GVI(simulations=1)).correctable  # of one parameter at one value: one difference an update
 
 
-def test_every_parameter_has_its_numbers():
+def test_every_parameter_has_the_mean_bias_ratio_and_variance_of_its_gradient():
     health = drifting(cal.GVI(estimator=Tripled()))
     (row,) = health.by_parameter(health.configured)
     mine, reference = health.configured.raw.mean, health.reference.raw.mean
@@ -175,7 +175,7 @@ def test_every_parameter_has_its_numbers():
     json.dumps(told, allow_nan=False)
 
 
-def test_the_furthest_way_is_advised():
+def test_the_estimator_with_most_progress_for_its_cost_is_advised():
     """By bias, noise and cost together: noise averages out over some updates, bias does not, and work is limited."""
 
     def chosen(*measured):
@@ -205,7 +205,7 @@ class SometimesEnormous(cal.estimators.Pathwise):
         return jax.lax.stop_gradient(losses) * (1 - factor) + factor * losses, trajectories
 
 
-def test_a_few_enormous_gradients_do_not_decide():
+def test_a_few_enormous_gradients_do_not_decide_the_direction():
     """They do in the mean, and not in a calibration, which clips them."""
     problem = cal.Problem(toys.Drift(), 2.0 * np.arange(1.0, 9.0), cal.losses.MeanSquaredError(), steps=8)
     method = cal.GVI(simulations=4, estimator=SometimesEnormous())
@@ -246,11 +246,7 @@ def test_non_finite_gradients_are_counted():
     assert any("not finite" in sentence for sentence in advise(health))
 
 
-def test_too_few_points_are_refused():
-    with pytest.raises(ValueError, match="at least 2 points"):
-        drifting(seed=1) and gradients(*_smallest(), points=1)
-
-
-def _smallest():
+def test_gradients_at_one_point_are_refused():
     problem = cal.Problem(toys.Drift(), np.arange(1.0, 4.0), cal.losses.MeanSquaredError(), steps=3)
-    return problem, cal.Prior.of(problem), cal.GVI()
+    with pytest.raises(ValueError, match="at least 2 points"):
+        gradients(problem, cal.Prior.of(problem), cal.GVI(), points=1)

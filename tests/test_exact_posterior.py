@@ -86,13 +86,13 @@ def check(flow, truth):
     assert accuracy <= 0.58
 
 
-def test_against_nuts():
+def test_the_flow_finds_the_posterior_that_nuts_finds():
     market = cal.models.BrockHommes(None)
     problem = problem_of(np.asarray(cal.simulate(market, market.Params(), seed=1005).outputs))
     check(flow_draws(problem), nuts_draws(problem))
 
 
 @pytest.mark.skipif(not REFERENCE.is_dir(), reason="the published reference posterior is not at hand")
-def test_against_the_published_posterior():
+def test_the_flow_finds_the_published_posterior():
     problem = problem_of(np.loadtxt(REFERENCE / "smooth_observed.txt"))
     check(flow_draws(problem, 1000), np.loadtxt(REFERENCE / "smooth_reference_posterior.txt"))

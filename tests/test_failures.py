@@ -79,7 +79,7 @@ def moments(result):
     return np.array([np.mean(draws), np.std(draws)])
 
 
-def test_what_is_left_out_is_counted():
+def test_failed_simulations_that_are_left_out_are_counted():
     a = LeaveOut().account(Z, LOSSES, FINITE)
     assert (float(a.loss), int(a.left_out)) == (2.0, 2)
     np.testing.assert_allclose(a.standard_error, 1.0, rtol=1e-6)
@@ -95,13 +95,13 @@ def test_a_penalty_counts_for_each_that_failed():
     np.testing.assert_allclose(a.scores, 8 * np.array([-2 / 3, 2 / 3, -2 / 3, 2 / 3]) / 4, rtol=1e-6)
 
 
-def test_a_probability_weighs_those_that_succeeded():
+def test_a_learnt_probability_of_success_weighs_those_that_succeeded():
     a = LearnProbability().init(jax.random.key(0), 1).account(Z, LOSSES, FINITE)
     np.testing.assert_allclose(a.penalties, np.full(4, np.log1p(np.exp(-3.0))), rtol=1e-5)
     np.testing.assert_allclose(a.weights, [0.5, 0, 0.5, 0])
 
 
-def test_a_sample_of_all_simulations_is_kept():
+def test_success_is_learnt_from_a_sample_of_all_simulations_so_far():
     learner = LearnProbability(memory=50, passes=1).init(jax.random.key(0), 1)
     told = eqx.filter_jit(lambda f, key, z: f.told(key, z, z[:, 0] > 0))
     for i in range(100):
@@ -126,7 +126,7 @@ def test_penalties_move_the_posterior_as_the_integral_says(estimator):
     assert result.n_failed > 0
 
 
-def test_failures_that_say_nothing_change_nothing():
+def test_failures_that_are_as_likely_everywhere_do_not_move_the_posterior():
     """Success is as probable everywhere: the posterior is that of a model which never fails."""
     wanted = optimum(lambda t: (t - 1) ** 2)
     for failures in (LeaveOut(), LearnProbability()):
@@ -143,17 +143,26 @@ def test_the_learnt_probability_of_success_is_part_of_the_likelihood():
     assert abs(moments(left_out)[0] - 2 / 3) > 0.3  # that of a model which never fails: leaving out is not neutral
 
 
-def test_failures_are_chosen_in_the_configuration(here, monkeypatch, capsys):
-    text = SMALL.format(data="synthetic = { seed = 1 }")
-    for line, message in (
-        ('failures = "ignore"', 'give "leave-out", "learn" or { penalty = 100.0 }, a loss'),
-        ("failures = { penalty = 1.0, other = 2 }", "give"),
-        ("max_failed_fraction = 1.5", "less than or equal to 1"),
-    ):
-        (here / "c.toml").write_text(text + line + "\n")
-        code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml")
-        assert code == 2
-        assert message in err
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        pytest.param(
+            'failures = "ignore"',
+            'give "leave-out", "learn" or { penalty = 100.0 }, a loss',
+            id="an unknown treatment of failures",
+        ),
+        pytest.param("failures = { penalty = 1.0, other = 2 }", "give", id="a penalty and something else"),
+        pytest.param("max_failed_fraction = 1.5", "less than or equal to 1", id="more failures than simulations"),
+    ],
+)
+def test_a_configuration_is_refused_that_asks_for(line, message, here, monkeypatch, capsys):
+    (here / "c.toml").write_text(SMALL.format(data="synthetic = { seed = 1 }") + line + "\n")
+    code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml")
+    assert code == 2
+    assert message in err
+
+
+def test_a_learnt_probability_that_may_be_zero_is_refused():
     with pytest.raises(ValueError, match="above 0"):
         LearnProbability(floor=0.0)
 

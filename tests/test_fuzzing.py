@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from calibrant import worlds
 from calibrant._config import load_config
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
 SEEDS = st.integers(0, 2**31)
 #: What `calibrant` turns into one sentence and exit code 2.
 REFUSALS = (ValueError, OSError)
@@ -52,26 +51,30 @@ def _try(folder, examples):
     return counts
 
 
-@pytest.mark.parametrize("method", fuzzing.METHODS)
-@pytest.mark.parametrize("base", [fuzzing.SMALL, fuzzing.MARKET])
-def test_what_mistakes_are_put_into_has_none(base, method, tmp_path):
+def _in_a_line(method):
+    return ", ".join(method.replace('"', "").split("\n")[:2])
+
+
+@pytest.mark.parametrize("method", fuzzing.METHODS, ids=_in_a_line)
+@pytest.mark.parametrize("base", [fuzzing.SMALL, fuzzing.MARKET], ids=["epidemic", "market"])
+def test_configurations_build_before_mistakes_are_put_into_them(base, method, tmp_path):
     _write(tmp_path, fuzzing.good(base + "[method]\n" + method))
     config, directory, _ = load_config(str(tmp_path / "c.toml"))
     config.build(directory)
 
 
-def test_malformed_configurations_and_data(tmp_path):
+def test_malformed_configurations_and_data_end_in_one_sentence(tmp_path):
     accepted, refused = _try(tmp_path, 150)
     assert refused > accepted
 
 
 @pytest.mark.slow
-def test_two_thousand_malformed_configurations_and_data(tmp_path):
+def test_two_thousand_malformed_configurations_and_data_end_in_one_sentence(tmp_path):
     _, refused = _try(tmp_path, 2800)
     assert refused >= 2000
 
 
-def test_malformed_worlds(tmp_path):
+def test_malformed_worlds_end_in_one_sentence(tmp_path):
     for seed in range(40):
         path = tmp_path / f"{seed}.h5"
         fuzzing.broken_world(path, seed)
@@ -79,7 +82,7 @@ def test_malformed_worlds(tmp_path):
             worlds.World.load(path)
 
 
-def test_twenty_through_the_command(here, monkeypatch, capsys):
+def test_malformed_configurations_end_the_command_in_one_sentence(here, monkeypatch, capsys):
     seed = tried = 0
     while tried < 20:
         seed += 1

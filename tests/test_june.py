@@ -79,14 +79,14 @@ def _check_force(world, *, weekend=0.0, near=1, seed=0):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("weekend", [0.0, 1.0])
-def test_the_force_on_six_people_by_hand(weekend):
+@pytest.mark.parametrize("weekend", [0.0, 1.0], ids=["a weekday", "a weekend"])
+def test_the_force_of_infection_on_six_people_is_the_sum_by_hand(weekend):
     _check_force(make_world(**SIX), weekend=weekend)
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("seed", range(3))
-def test_the_force_in_random_worlds_by_hand(seed):
+@pytest.mark.parametrize("seed", range(3), ids=lambda seed: f"world {seed}")
+def test_the_force_of_infection_in_a_random_world_is_the_sum_by_hand(seed):
     rng = np.random.default_rng(seed)
     n, n_homes = 60, 4
     residence = np.sort(rng.integers(0, 20, n))
@@ -110,7 +110,7 @@ def test_the_force_in_random_worlds_by_hand(seed):
 
 
 @pytest.mark.usefixtures("x64")
-def test_the_probability_of_infection_by_hand():
+def test_the_probability_of_infection_is_that_of_its_formula():
     """One step: 1 - exp(-force), times what age and isolation make of it, against frequencies of draws."""
     world = make_world([30, 40, 50], [0, 0, 0], [-1, -1, -1])
     calendar = Calendar(MONDAY, 1, [Policy(MONDAY, venues=("household",), factor=0.5)])
@@ -141,7 +141,7 @@ def _courses(band, n=200_000, seed=1, **values):
     return draw_course(params, jnp.full((n,), band), _rng(seed=seed))
 
 
-@pytest.mark.parametrize("band", [0, 4, 7, 9])
+@pytest.mark.parametrize("band", [0, 4, 7, 9], ids=lambda band: f"from {10 * band} years")
 def test_severity_by_age_equals_the_tables(band):
     course = _courses(band)
     n = course.onset.shape[0]
@@ -182,14 +182,14 @@ def test_durations_equal_the_tables():
     check(np.asarray(course.end)[silent], [tables.EXPOSED, tables.MILD_RECOVERY])
 
 
-def test_severity_parameters_shift_log_odds():
+def test_the_severity_parameter_shifts_the_log_odds_of_severe_disease():
     base, more = _courses(7), _courses(7, severity=1.0)
     p, q = float(jnp.mean(base.severe)) / tables.SYMPTOMATIC[7], float(jnp.mean(more.severe)) / tables.SYMPTOMATIC[7]
     np.testing.assert_allclose(np.log(q / (1 - q)) - np.log(p / (1 - p)), 1.0, atol=0.05)
 
 
 @pytest.mark.usefixtures("x64")
-def test_the_distribution_of_a_delay():
+def test_the_distribution_of_a_delay_is_that_of_the_sum_of_its_stages():
     stages = [tables.EXPOSED, tables.PRESYMPTOMATIC, tables.TO_ADMISSION]
     draws = np.random.default_rng(0)
     total = sum(np.exp(m + s * draws.normal(size=1_000_000)) for m, s in stages)
@@ -206,7 +206,7 @@ def _total_infectiousness(n=4000, days=40, seed=5):
     return sum(np.asarray(infectiousness(course, float(d) * jnp.ones(n))[0]) for d in range(1, days))
 
 
-def test_final_size_in_one_well_mixed_venue():
+def test_the_final_size_in_one_well_mixed_venue_solves_its_equation():
     """z = 1 - exp(-R0 z): Kermack and McKendrick 1927; a household of everybody."""
     n = 6000
     world = make_world(np.full(n, 35), np.zeros(n), np.full(n, -1))
@@ -222,8 +222,8 @@ def test_final_size_in_one_well_mixed_venue():
     assert abs(sizes.mean() - z) < 4 * max(sizes.std(), 0.01) / 2
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_attack_in_households_equals_the_chain_binomial(size):
+@pytest.mark.parametrize("size", [2, 3], ids=["pairs", "threes"])
+def test_the_attack_rate_in_households_equals_the_chain_binomial(size):
     """Reed and Frost's chains with random infectiousness: Ball 1986, Advances in Applied Probability 18: 289."""
     n = 30_000
     world = make_world(np.full(n, 35), np.arange(n) // size, np.full(n, -1))
@@ -282,7 +282,7 @@ def test_no_infection_without_an_infectious_person(town):
     assert float(outputs["cumulative_infections"][-1]) == 0
 
 
-def test_nobody_starts_again():
+def test_nobody_is_infected_twice():
     n = 500
     world = make_world(np.full(n, 35), np.zeros(n), np.full(n, -1))
     model, params = at_once(June(world, Calendar(MONDAY, 150)), log_beta_household=1.5, log_seed=-1.0)
@@ -318,7 +318,7 @@ def test_sampled_and_expected_series_agree_in_the_mean():
         assert np.all(np.abs(difference.mean(0)) < 4 * error + 0.3)
 
 
-def test_weekends_and_policies():
+def test_a_calendar_knows_weekends_policies_and_imports():
     calendar = Calendar(
         SATURDAY,
         4,
@@ -343,17 +343,31 @@ def test_weekends_and_policies():
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: Policy(MONDAY, venues=("bar",)), "no venue type 'bar'"),
-        (lambda: Policy(MONDAY, MONDAY, ("pub",)), "ends"),
-        (lambda: Policy(MONDAY, venues=("pub",), factor=-1.0), "at least 0"),
-        (lambda: Policy(MONDAY), "does nothing"),
-        (lambda: Calendar(MONDAY, 0), "at least one day"),
-        (lambda: June(make_world(**SIX), Calendar(MONDAY, 1), regions="county"), "'county'"),
-        (lambda: June(make_world(**SIX), Calendar(MONDAY, 1), seeding=np.ones(3)), "`seeding`"),
-        (lambda: June(make_world(**SIX), Calendar(MONDAY, 1), leisure_areas=0), "leisure_areas"),
+        pytest.param(
+            lambda: Policy(MONDAY, venues=("bar",)), "no venue type 'bar'", id="a policy for an unknown kind of venue"
+        ),
+        pytest.param(lambda: Policy(MONDAY, MONDAY, ("pub",)), "ends", id="a policy that ends as it starts"),
+        pytest.param(
+            lambda: Policy(MONDAY, venues=("pub",), factor=-1.0), "at least 0", id="a policy with a negative factor"
+        ),
+        pytest.param(lambda: Policy(MONDAY), "does nothing", id="a policy that does nothing"),
+        pytest.param(lambda: Calendar(MONDAY, 0), "at least one day", id="a calendar without a day"),
+        pytest.param(
+            lambda: June(make_world(**SIX), Calendar(MONDAY, 1), regions="county"), "'county'", id="an unknown region"
+        ),
+        pytest.param(
+            lambda: June(make_world(**SIX), Calendar(MONDAY, 1), seeding=np.ones(3)),
+            "`seeding`",
+            id="a seeding of other areas",
+        ),
+        pytest.param(
+            lambda: June(make_world(**SIX), Calendar(MONDAY, 1), leisure_areas=0),
+            "leisure_areas",
+            id="leisure in no area",
+        ),
     ],
 )
-def test_bad_calendars_and_models_are_refused(make, match):
+def test_an_impossible_june_is_refused(make, match):
     with pytest.raises(ValueError, match=match):
         make()
 

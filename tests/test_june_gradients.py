@@ -1,9 +1,12 @@
 """JUNE: derivatives, by every mode, in batches and in chunks, and against closed forms and differences."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from covering import product
 from towns import MONDAY, at_once, make_world
 
 import calibrant as cal
@@ -25,41 +28,75 @@ def _gradient(model, mode, horizon=None, names=("log_seed", "log_beta_household"
     return jax.jit(jax.value_and_grad(objective))(values)
 
 
-@pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("horizon", [cal.FullHorizon(), cal.SlidingHorizon(0)], ids=["full", "direct"])
-def test_modes_agree_on_june(horizon):
-    world = worlds.build_world(400, seed=2)
-    model = June(world, Calendar(MONDAY, 10))
-    value, expected = _gradient(model, cal.ReverseMode(), horizon)
-    for mode in (cal.HybridMode(), cal.HybridMode(chunk=3), cal.CheckpointedReverseMode()):
-        got_value, got = _gradient(model, mode, horizon)
-        assert got_value == value
-        for name, g in got.items():
-            assert expected[name] != 0
-            np.testing.assert_allclose(g, expected[name], rtol=1e-8)
+@functools.cache
+def _town(days=10):
+    return June(worlds.build_world(400, seed=2), Calendar(MONDAY, days))
 
 
+@functools.cache
+def _gradient_in_reverse_mode(horizon):
+    return _gradient(_town(), cal.ReverseMode(), horizon)
+
+
+HORIZONS = {"full": cal.FullHorizon(), "direct": cal.SlidingHorizon(0)}
+MODES = {
+    "hybrid": cal.HybridMode(),
+    "hybrid-chunk-3": cal.HybridMode(chunk=3),
+    "checkpointed": cal.CheckpointedReverseMode(),
+}
+
+
+@pytest.mark.bits
 @pytest.mark.usefixtures("x64")
-def test_a_batch_is_differentiated_like_each_alone():
-    model = June(worlds.build_world(400, seed=2), Calendar(MONDAY, 10))
+@pytest.mark.parametrize(
+    ("horizon", "mode"), product(HORIZONS, MODES, soon=lambda *case: case == ("direct", "hybrid-chunk-3"))
+)
+def test_modes_give_one_derivative_of_june(horizon, mode):
+    value, expected = _gradient_in_reverse_mode(HORIZONS[horizon])
+    got_value, got = _gradient(_town(), MODES[mode], HORIZONS[horizon])
+    assert got_value == value
+    for name, g in got.items():
+        assert expected[name] != 0
+        np.testing.assert_allclose(g, expected[name], rtol=1e-8)
+
+
+def _gradients_of_losses(**how):
+    """At three values, of log errors of the epidemic of a town."""
     loss = cal.losses.Streams({"cumulative_infections": cal.losses.LogMeanSquaredError()})
-    problem = cal.Problem(model, {"cumulative_infections": jnp.arange(1.0, 11.0)}, loss)
+    problem = cal.Problem(_town(), {"cumulative_infections": jnp.arange(1.0, 11.0)}, loss)
     values = {"log_seed": jnp.array([-1.5, -1.0, -1.2]), "log_beta_household": jnp.array([0.6, 0.5, 0.2])}
-    words = cal.seeds(4, (3, 1))
 
-    def gradient(values, words, **how):
-        return jax.jit(jax.grad(lambda v: jnp.sum(cal.expect(problem, v, seeds=words, **how).losses)))(values)
+    @jax.jit
+    def gradient(values, words):
+        return jax.grad(lambda v: jnp.sum(cal.expect(problem, v, seeds=words, **how).losses))(values)
 
-    alone = [gradient({k: x[i : i + 1] for k, x in values.items()}, words[i : i + 1]) for i in range(3)]
-    for mode in (cal.ReverseMode(), cal.CheckpointedReverseMode(), cal.HybridMode()):
-        for few in (None, 2):
-            together = gradient(values, words, mode=mode, simulations_at_once=few)
-            for name, g in together.items():
-                np.testing.assert_allclose(g, jnp.concatenate([x[name] for x in alone]), rtol=1e-8)
-                assert np.all(g != 0)
+    return gradient, values, cal.seeds(4, (3, 1))
 
 
-def test_echoes_in_a_group_add_up_to_an_outbreak():
+@functools.cache
+def _each_alone():
+    gradient, values, words = _gradients_of_losses()
+    rows = [slice(i, i + 1) for i in range(3)]
+    alone = [gradient({k: x[row] for k, x in values.items()}, words[row]) for row in rows]
+    return {name: jnp.concatenate([x[name] for x in alone]) for name in values}
+
+
+IN_A_BATCH = {"reverse": cal.ReverseMode(), "checkpointed": cal.CheckpointedReverseMode(), "hybrid": cal.HybridMode()}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    ("mode", "few"), product(IN_A_BATCH, ["all at once", "two at once"], soon=lambda *c: c == ("hybrid", "two at once"))
+)
+def test_a_batch_of_june_is_differentiated_like_each_alone(mode, few):
+    at_once = 2 if few == "two at once" else None
+    gradient, values, words = _gradients_of_losses(mode=IN_A_BATCH[mode], simulations_at_once=at_once)
+    for name, g in gradient(values, words).items():
+        np.testing.assert_allclose(g, _each_alone()[name], rtol=1e-8)
+        assert np.all(g != 0)
+
+
+def test_what_a_derivative_repeats_in_a_group_adds_up_to_the_expected_outbreak():
     """What a derivative repeats, s R + (s R)^2 + ..., is the expected number of others infected."""
     total = 1.10
     for others, reproduction in ((1, 0.3), (1, 5.0), (3, 0.8), (3, 20.0), (49, 3.0)):
@@ -95,29 +132,32 @@ def test_the_full_derivative_stays_bounded_where_households_repeat():
         assert 0.5 * imports < slope < 2.2 * imports
 
 
-def test_a_jacobian_and_its_chunks_are_equal_to_the_bit():
-    model = June(worlds.build_world(400, seed=2), Calendar(MONDAY, 10))
+@functools.cache
+def _jacobian(chunk):
+    model = _town()
     names = [name for name, info in model.Params.describe().items() if info.prior is not None]
     base = model.default_params.replace({"log_seed": -1.5})
 
-    def jacobian(chunk):
-        def infections(values):
-            params = base.replace(dict(zip(names, values, strict=True)))
-            how: dict = {"mode": cal.HybridMode(chunk=chunk), "horizon": cal.SlidingHorizon(0)}
-            return cal.simulate(model, params, seed=4, **how).outputs["infections"]
+    def infections(values):
+        params = base.replace(dict(zip(names, values, strict=True)))
+        how: dict = {"mode": cal.HybridMode(chunk=chunk), "horizon": cal.SlidingHorizon(0)}
+        return cal.simulate(model, params, seed=4, **how).outputs["infections"]
 
-        return jax.jit(jax.jacrev(infections))(jnp.stack([getattr(base, name) for name in names]))
+    return jax.jit(jax.jacrev(infections))(jnp.stack([getattr(base, name) for name in names]))
 
-    whole = jacobian(None)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", [1, 4], ids=["of one", "of four"])
+def test_a_jacobian_of_june_is_that_of_its_chunks_to_the_bit(chunk):
+    whole = _jacobian(None)
     assert np.count_nonzero(whole) > whole.size / 2
-    for chunk in (None, 1, 4):
-        np.testing.assert_array_equal(jacobian(chunk), whole)
+    np.testing.assert_array_equal(_jacobian(chunk), whole)
 
 
 @pytest.mark.usefixtures("x64")
 def test_expected_series_have_exact_gradients():
     """Severity and delays act after the scan: under any horizon their derivative is that of finite differences."""
-    model = June(worlds.build_world(400, seed=2), Calendar(MONDAY, 25))
+    model = _town(25)
     base = model.default_params.replace({"log_seed": -1.0})
 
     def deaths(v):
@@ -125,8 +165,8 @@ def test_expected_series_have_exact_gradients():
         out = cal.simulate(model, params, seed=4, mode=cal.HybridMode(), horizon=cal.SlidingHorizon(0)).outputs
         return jnp.sum(jnp.sin(jnp.arange(25) / 9) * (out["expected_deaths"] * 100 + out["expected_admissions"]))
 
-    v, h = jnp.zeros(4), 1e-5
-    got = jax.grad(deaths)(v)
+    v, h, both = jnp.zeros(4), 1e-5, jax.jit(jax.value_and_grad(deaths))
+    got = both(v)[1]
     for i in range(4):
-        d = (deaths(v.at[i].add(h)) - deaths(v.at[i].add(-h))) / (2 * h)
+        d = (both(v.at[i].add(h))[0] - both(v.at[i].add(-h))[0]) / (2 * h)
         np.testing.assert_allclose(got[i], d, rtol=1e-6)

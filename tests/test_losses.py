@@ -17,8 +17,12 @@ def value(loss, simulations=SIMULATIONS, data=LOSS_DATA, **params):
     return float(loss(jnp.asarray(simulations), jnp.asarray(data), {k: jnp.asarray(v) for k, v in params.items()}))
 
 
+#: All but functions of a user's, which do with gaps and shapes what the user says.
+OWN = {name: loss for name, loss in LOSSES.items() if not isinstance(loss, L.CustomLoss)}
+
+
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-def test_contract(loss):
+def test_a_loss_is_finite_has_a_finite_gradient_and_is_a_mean_over_simulations(loss):
     assert np.isfinite(value(loss))
     gradient = jax.grad(lambda x: loss(x, jnp.asarray(LOSS_DATA), {}))(jnp.asarray(SIMULATIONS))
     assert np.all(np.isfinite(gradient))
@@ -31,19 +35,27 @@ def test_contract(loss):
     assert np.all(np.isfinite(jax.grad(lambda x: loss(x, jnp.asarray(LOSS_DATA), {}))(same)))
 
 
-@pytest.mark.parametrize("name", [n for n in LOSSES if n not in ("mmd", "mmd-lags", "function")])
-def test_blanks_do_not_count(name):
+@pytest.mark.parametrize("loss", OWN.values(), ids=OWN)
+def test_what_was_not_observed_does_not_count_or_is_refused_in_one_sentence(loss):
     blank = LOSS_DATA.copy()
     blank[2] = np.nan
     changed = SIMULATIONS.copy()
     changed[:, 2] = 999.0
-    assert value(LOSSES[name], data=blank) == value(LOSSES[name], changed, data=blank)
+    try:
+        loss, refusal = loss.with_data(blank), ""
+    except ValueError as error:
+        refusal = str(error)
+    if refusal:
+        assert "without gaps" in refusal
+        assert ". " not in refusal
+    else:
+        assert value(loss, data=blank) == value(loss, changed, data=blank)
 
 
-@pytest.mark.parametrize("name", [n for n in LOSSES if n != "function"])
-def test_wrong_shapes_are_refused(name):
+@pytest.mark.parametrize("loss", OWN.values(), ids=OWN)
+def test_simulations_of_another_shape_than_the_data_are_refused(loss):
     with pytest.raises(ValueError, match="equal shape"):
-        value(LOSSES[name], SIMULATIONS[:, :5])
+        value(loss, SIMULATIONS[:, :5])
 
 
 def test_likelihoods_equal_scipy():
@@ -60,27 +72,54 @@ def test_likelihoods_equal_scipy():
     np.testing.assert_allclose(value(L.NegativeBinomialLogLikelihood(k)), nb, rtol=1e-4)
 
 
-def test_the_binomial_equals_scipy():
-    tested, k = np.array([50.0, 0, 200]), np.array([5.0, 0, 60])
-    share = np.where(tested > 0, k / np.maximum(tested, 1), np.nan)
-    x = np.array([[0.08, 0.2, 0.25], [0.1, 0.2, 0.4]])
+TESTED, POSITIVE = np.array([50.0, 0, 200]), np.array([5.0, 0, 60])
+SHARES = np.where(TESTED > 0, POSITIVE / np.maximum(TESTED, 1), np.nan)
+SIMULATED_SHARES = np.array([[0.08, 0.2, 0.25], [0.1, 0.2, 0.4]])
+
+
+def test_the_binomial_likelihood_equals_scipy():
+    x = SIMULATED_SHARES
     p = 0.9 * x + 0.02 * (1 - x)
-    expected = -stats.binom(tested, p).logpmf(k).sum(1).mean()
+    expected = -stats.binom(TESTED, p).logpmf(POSITIVE).sum(1).mean()
     # Numbers tested may go on after the data.
-    loss = L.BinomialLogLikelihood([*tested, 100], sensitivity="s", specificity=0.98)
-    np.testing.assert_allclose(value(loss, x, share, s=0.9), expected, rtol=1e-4)
+    loss = L.BinomialLogLikelihood([*TESTED, 100], sensitivity="s", specificity=0.98)
+    np.testing.assert_allclose(value(loss, x, SHARES, s=0.9), expected, rtol=1e-4)
     assert loss.parameters == ("s",)
-    loss.check(share)
-    for wrong, data in ((-0.1, "at least 0"), (1.1, "at most 1")):
-        with pytest.raises(ValueError, match=data):
-            loss.check(np.array([wrong]))
+    loss.check(SHARES)
+
+
+@pytest.mark.parametrize(
+    ("share", "match"), [pytest.param(-0.1, "at least 0", id="below 0"), pytest.param(1.1, "at most 1", id="above 1")]
+)
+def test_an_observed_share_that_is_none_is_refused(share, match):
+    with pytest.raises(ValueError, match=match):
+        L.BinomialLogLikelihood(TESTED).check(np.array([share]))
+
+
+def test_fewer_numbers_tested_than_times_are_refused():
     with pytest.raises(ValueError, match="2 numbers tested for 3 times"):
-        value(L.BinomialLogLikelihood([1.0, 2.0]), x, share)
-    for tested in ([0.0], [-1.0, 2.0]):
-        with pytest.raises(ValueError, match="numbers tested"):
-            L.BinomialLogLikelihood(tested)
-    with pytest.raises(ValueError, match="sensitivity"):
-        L.BinomialLogLikelihood([1.0], sensitivity=1.5)
+        value(L.BinomialLogLikelihood([1.0, 2.0]), SIMULATED_SHARES, SHARES)
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        pytest.param(lambda: L.BinomialLogLikelihood([0.0]), "numbers tested", id="a binomial of nobody tested"),
+        pytest.param(
+            lambda: L.BinomialLogLikelihood([-1.0, 2.0]), "numbers tested", id="a binomial of fewer than nobody"
+        ),
+        pytest.param(
+            lambda: L.BinomialLogLikelihood([1.0], sensitivity=1.5), "sensitivity", id="a sensitivity above 1"
+        ),
+        pytest.param(lambda: L.Streams({}), "at least one", id="no stream"),
+        pytest.param(
+            lambda: L.MaximumMeanDiscrepancy([1.0, np.nan, 2.0]), "without gaps", id="a discrepancy from data with gaps"
+        ),
+    ],
+)
+def test_an_impossible_loss_is_refused_when_it_is_made(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()
 
 
 def test_noise_of_the_binomial_is_that_of_the_number_tested():
@@ -120,7 +159,7 @@ def test_scores_equal_their_formulas():
     np.testing.assert_allclose(value(L.MaximumMeanDiscrepancy(y)), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_discrepancy_is_unbiased_for_equal_distributions():
+def test_the_discrepancy_of_equal_distributions_is_zero_on_average():
     rng = np.random.default_rng(1)
     values = [
         value(L.MaximumMeanDiscrepancy(rng.normal(size=30), bandwidth=1.0), rng.normal(size=(1, 30)), np.zeros(30))
@@ -142,16 +181,16 @@ def test_observation_noise_has_the_right_moments():
         np.testing.assert_allclose(draws.var(), variance, rtol=0.08)
 
 
-def test_streams():
-    loss = L.Streams({"a": L.MeanSquaredError(), "b": L.GaussianLogLikelihood("s")}, {"a": 2.0})
-    simulations = {"a": SIMULATIONS, "b": SIMULATIONS, "c": SIMULATIONS}
-    data = {"a": LOSS_DATA, "b": LOSS_DATA}
-    got = float(loss(simulations, data, {"s": jnp.array(1.5)}))
+STREAMS = L.Streams({"a": L.MeanSquaredError(), "b": L.GaussianLogLikelihood("s")}, {"a": 2.0})
+OF_STREAMS = {"a": SIMULATIONS, "b": SIMULATIONS, "c": SIMULATIONS}
+
+
+def test_a_loss_of_streams_is_their_weighted_sum():
+    got = float(STREAMS(OF_STREAMS, {"a": LOSS_DATA, "b": LOSS_DATA}, {"s": jnp.array(1.5)}))
     np.testing.assert_allclose(got, 2 * value(L.MeanSquaredError()) + value(L.GaussianLogLikelihood(1.5)), rtol=1e-5)
-    assert loss.parameters == ("s",)
+    assert STREAMS.parameters == ("s",)
+
+
+def test_data_without_a_stream_that_has_a_loss_are_refused():
     with pytest.raises(ValueError, match="the data has"):
-        loss(simulations, {"a": LOSS_DATA}, {"s": jnp.array(1.5)})
-    with pytest.raises(ValueError, match="at least one"):
-        L.Streams({})
-    with pytest.raises(ValueError, match="without gaps"):
-        L.MaximumMeanDiscrepancy([1.0, np.nan, 2.0])
+        STREAMS(OF_STREAMS, {"a": LOSS_DATA}, {"s": jnp.array(1.5)})

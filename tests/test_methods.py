@@ -5,6 +5,7 @@ All share one model, one loss and one configuration each, with what differs in a
 
 import csv
 import dataclasses
+import functools
 import json
 import math
 
@@ -68,15 +69,22 @@ def problem(*, noise=0.0, limit=math.inf, strength=1.0, factor=1.0, shift=0.0):
 
 
 CHAINS = {
-    "nuts": cal.NUTS(warmup=300, draws=1500, replicates=1, evaluate_every=300, evaluation_simulations=50),
-    "mala": cal.MALA(warmup=300, draws=3000, replicates=1, evaluate_every=300, evaluation_simulations=50),
+    "NUTS": cal.NUTS(warmup=300, draws=1500, replicates=1, evaluate_every=300, evaluation_simulations=50),
+    "MALA": cal.MALA(warmup=300, draws=3000, replicates=1, evaluate_every=300, evaluation_simulations=50),
 }
 POINT = cal.Point(max_updates=200, starts=4, end_simulations=10, evaluate_every=100)
 ABC = cal.SMCABC(particles=1000, max_updates=12, evaluation_simulations=50)
+METHODS = {**CHAINS, "Point": POINT, "SMCABC": ABC}
 
 
 def calibrated(made, method, **kwargs):
     return cal.calibrate(made, method=method, progress=False, **kwargs)
+
+
+@functools.cache
+def found(name):
+    """By one of `METHODS`, of the problem as it is."""
+    return calibrated(problem(), METHODS[name])
 
 
 def check_moments(result, mean, sd, effective=None):
@@ -92,7 +100,7 @@ def check_moments(result, mean, sd, effective=None):
 def test_chains_find_a_conjugate_posterior_with_right_and_with_wrong_gradients(name):
     """Half the gradient and a constant: the values of the density accept moves, so the posterior is the same."""
     method = CHAINS[name]
-    right = calibrated(problem(), method)
+    right = found(name)
     assert right.result is cal.Result.MAX_UPDATES
     check_moments(right, MEAN, SD)
     assert right.diagnostics["converged"]
@@ -107,7 +115,7 @@ def test_chains_find_a_conjugate_posterior_with_right_and_with_wrong_gradients(n
 
     transitions = method.warmup + method.draws
     assert right.n_simulations == method.chains * method.candidates + right.updates["gradients"].sum()
-    if name == "mala":  # one gradient of each chain a transition, and one where it starts
+    if isinstance(method, cal.MALA):  # one gradient of each chain a transition, and one where it starts
         assert right.updates["gradients"].sum() == method.chains * (transitions + 1)
     else:
         assert right.updates["gradients"].sum() > method.chains * (transitions + 1)
@@ -115,9 +123,13 @@ def test_chains_find_a_conjugate_posterior_with_right_and_with_wrong_gradients(n
     data = right.to_arviz(10**9)
     assert data.posterior["theta"].shape == (method.chains, method.draws)
     assert right.to_arviz(400).posterior["theta"].shape == (method.chains, 100)
-    with pytest.raises(ValueError, match="no density"):
-        right.log_prob({"theta": jnp.zeros(())})
     assert math.isnan(right.evaluation["kl"])
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_the_density_of_chains_is_refused(name):
+    with pytest.raises(ValueError, match="no density"):
+        found(name).log_prob({"theta": jnp.zeros(())})
 
 
 def test_chains_that_disagree_are_named():
@@ -138,12 +150,16 @@ def test_chains_stay_out_of_where_simulations_fail(name):
     assert result.n_failed > 0
     assert np.all(result.failures["theta"] > 0.9)
     assert result.diagnostics["failed_candidates"] > 0
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_chains_of_simulations_that_always_fail_end_with_that_reason(name):
     nowhere = calibrated(problem(limit=-math.inf), CHAINS[name], throw=False)
     assert nowhere.result in (cal.Result.NON_FINITE, cal.Result.TOO_MANY_FAILURES)
 
 
-def test_the_mode_and_the_curvature_there():
-    result = calibrated(problem(), POINT)
+def test_a_point_estimate_is_the_mode_with_the_curvature_there():
+    result = found("Point")
     assert result.diagnostics["positive_definite"]
     np.testing.assert_allclose(result.diagnostics["precision_eigenvalues"], [SD**-2], rtol=1e-3)
     np.testing.assert_allclose(result.diagnostics["mode"]["theta"], MEAN, atol=1e-3)
@@ -190,13 +206,21 @@ def test_particles_are_the_abc_posterior_of_their_tolerance():
     again = calibrated(made, ABC)
     np.testing.assert_array_equal(result.posterior.flow.points, again.posterior.flow.points)
 
+
+def test_particles_stay_out_of_where_simulations_fail():
     failing = calibrated(problem(noise=SCALE, limit=0.2), ABC)
     assert failing.n_failed > 0
     assert np.max(failing.sample(0, 4000)["theta"]) <= 0.2
     assert np.all(failing.failures["theta"] > 0.2)
     assert failing.updates["failed"].sum() == failing.n_failed
+
+
+def test_particles_of_simulations_that_always_fail_end_with_that_reason():
     nothing = calibrated(problem(limit=-math.inf), ABC, throw=False)
     assert nothing.result is cal.Result.NON_FINITE
+
+
+def test_abc_stops_at_its_tolerance_or_where_few_moves_are_accepted():
     stopping = dataclasses.replace(ABC, tolerance=1.0)
     row = {"update": 3, "loss": 0.5, "acceptance": 0.5}
     assert stopping.terminate([row | {"tolerance": 1.0}]) is cal.Result.CONVERGED
@@ -216,18 +240,27 @@ def test_equal_distances_do_not_hold_up_the_tolerance():
     assert _next_tolerance(lonely, 0.8, None) == 5.0
 
 
-@pytest.mark.parametrize("method", [*CHAINS.values(), POINT, ABC], ids=lambda m: type(m).__name__)
-def test_budgets_are_kept(method):
+def test_gvi_spends_its_budget_of_simulations_and_no_more():
+    made = problem()
+    gvi = cal.GVI().with_budget(made, cal.Prior.of(made), 50_000)
+    evaluations = 1 + gvi.max_updates // gvi.evaluate_every
+    used = gvi.max_updates * gvi.runs_an_update(made, 1) + evaluations * gvi.runs_an_evaluation
+    assert 0.8 * 50_000 < used <= 50_000
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_budget_of_too_few_simulations_is_refused(method):
+    made = problem()
+    with pytest.raises(ValueError, match=r"needs \d+ simulations or more, got 30"):
+        method.with_budget(made, cal.Prior.of(made), 30)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_method_spends_its_budget_of_simulations_and_no_more(method):
     made = problem()
     prior = cal.Prior.of(made)
     within = method.with_budget(made, prior, 50_000)
     assert within.max_updates % within.evaluate_every == 0
-    with pytest.raises(ValueError, match=r"needs \d+ simulations or more, got 30"):
-        method.with_budget(made, prior, 30)
-    gvi = cal.GVI().with_budget(made, prior, 50_000)
-    evaluations = 1 + gvi.max_updates // gvi.evaluate_every
-    used = gvi.max_updates * gvi.runs_an_update(made, 1) + evaluations * gvi.runs_an_evaluation
-    assert 0.8 * 50_000 < used <= 50_000
     if isinstance(method, (cal.NUTS, cal.MALA)):
         assert within.max_simulations == 50_000
     elif isinstance(method, cal.SMCABC):
@@ -238,7 +271,7 @@ def test_budgets_are_kept(method):
 
 
 def test_nuts_stops_when_its_simulations_are_spent():
-    method = dataclasses.replace(CHAINS["nuts"], max_simulations=3000)
+    method = dataclasses.replace(CHAINS["NUTS"], max_simulations=3000)
     result = calibrated(problem(), method)
     assert result.result is cal.Result.BUDGET_SPENT
     assert 3000 <= result.n_simulations < 3000 + method.chains * 2**method.max_doublings
@@ -249,38 +282,53 @@ def test_nuts_stops_when_its_simulations_are_spent():
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: cal.NUTS(chains=0), "`chains`"),
-        (lambda: cal.NUTS(weight=0.0), "weight > 0"),
-        (lambda: cal.NUTS(max_doublings=0), "max_doublings"),
-        (lambda: cal.MALA(target_acceptance=1.0), "target_acceptance"),
-        (lambda: cal.MALA(max_simulations=0), "max_simulations"),
-        (lambda: cal.Point(weight=0.0), "weight > 0"),
-        (lambda: cal.Point(hessian_step=0.0), "hessian_step"),
-        (lambda: cal.Point(learning_rate=0.1, optimiser=cal.inference.default_optimiser()), "not both"),
-        (lambda: cal.SMCABC(particles=3), "particles"),
-        (lambda: cal.SMCABC(alpha=1.0), "alpha"),
-        (lambda: cal.SMCABC(tolerance=math.nan), "tolerance"),
-        (lambda: calibrated(problem(), cal.NUTS(estimator=cal.estimators.REBAR())), "trained as it goes"),
-        (
+        pytest.param(lambda: cal.NUTS(chains=0), "`chains`", id="NUTS without chains"),
+        pytest.param(lambda: cal.NUTS(weight=0.0), "weight > 0", id="NUTS without a prior"),
+        pytest.param(lambda: cal.NUTS(max_doublings=0), "max_doublings", id="NUTS without doublings"),
+        pytest.param(
+            lambda: cal.MALA(target_acceptance=1.0), "target_acceptance", id="MALA that accepts every proposal"
+        ),
+        pytest.param(lambda: cal.MALA(max_simulations=0), "max_simulations", id="MALA without simulations"),
+        pytest.param(lambda: cal.Point(weight=0.0), "weight > 0", id="a point without a prior"),
+        pytest.param(lambda: cal.Point(hessian_step=0.0), "hessian_step", id="a curvature over no step"),
+        pytest.param(
+            lambda: cal.Point(learning_rate=0.1, optimiser=cal.inference.default_optimiser()),
+            "not both",
+            id="a learning rate and an optimiser",
+        ),
+        pytest.param(lambda: cal.SMCABC(particles=3), "particles", id="ABC of three particles"),
+        pytest.param(lambda: cal.SMCABC(alpha=1.0), "alpha", id="ABC that keeps every particle"),
+        pytest.param(lambda: cal.SMCABC(tolerance=math.nan), "tolerance", id="ABC to no tolerance"),
+        pytest.param(
+            lambda: calibrated(problem(), cal.NUTS(estimator=cal.estimators.REBAR())),
+            "trained as it goes",
+            id="NUTS by an estimator that learns",
+        ),
+        pytest.param(
             lambda: calibrated(problem(), cal.Point(estimator=cal.FiniteDifferences(), horizon=cal.SlidingHorizon(1))),
             "no effect",
+            id="a horizon of differences",
         ),
-        (lambda: calibrated(problem(), cal.MALA(horizon=cal.SlidingHorizon(1, keep=("x",)))), "keeps 'x'"),
-        (
+        pytest.param(
+            lambda: calibrated(problem(), cal.MALA(horizon=cal.SlidingHorizon(1, keep=("x",)))),
+            "keeps 'x'",
+            id="a horizon that keeps an unknown parameter",
+        ),
+        pytest.param(
             lambda: calibrated(problem(), ABC, start=POINT.init(problem(), cal.Prior.of(problem()), 0).posterior),
             "leave `start` out",
+            id="ABC from a start",
         ),
     ],
 )
-def test_mistakes_are_refused_in_a_sentence(make, match):
+def test_a_method_is_refused(make, match):
     with pytest.raises(ValueError, match=match):
         make()
 
 
-@pytest.mark.parametrize("method", [*CHAINS.values(), POINT, ABC], ids=lambda m: type(m).__name__)
-def test_what_is_saved_opens_again(method, tmp_path):
-    made = problem()
-    result = calibrated(made, method)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_saved_result_opens_again(name, tmp_path):
+    made, method, result = problem(), METHODS[name], found(name)
     folder = result.save(tmp_path / "run")
     skeleton = method.init(made, result.prior, 0).posterior
     again = cal.Posterior(result.prior, load_arrays(folder / "flow.h5", skeleton.flow))
@@ -291,9 +339,9 @@ def test_what_is_saved_opens_again(method, tmp_path):
     assert manifest["result"]["simulations"] == result.n_simulations
 
 
-@pytest.mark.parametrize("method", [*CHAINS.values(), POINT, ABC], ids=lambda m: type(m).__name__)
-def test_a_killed_run_goes_on_to_the_same_bits(method, tmp_path):
-    whole = calibrated(problem(), method)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_killed_run_goes_on_to_the_same_bits(name, tmp_path):
+    method, whole = METHODS[name], found(name)
     killed = {"progress": Killer(2), "checkpoints": cal.Checkpoints(tmp_path / "c", every=0.0)}
     with pytest.raises(Killed):
         cal.calibrate(problem(), method=method, **killed)
@@ -360,19 +408,45 @@ def test_a_method_of_a_configuration_is_run_read_back_and_compared(here, monkeyp
 @pytest.mark.parametrize(
     ("method", "arguments", "expected"),
     [
-        ('name = "nutz"', ("calibrate", "c.toml"), "its name is one of gvi, point"),
-        ('name = "nuts"\nsimulations = 5', ("calibrate", "c.toml"), "method.simulations: there is no such field"),
-        ('name = "point"\nweight = 0', ("calibrate", "c.toml"), "method.weight"),
-        ('name = "nuts"', ("calibrate", "c.toml", "--updates", "5"), "set warmup and draws"),
-        ('name = "point"', ("gradients", "c.toml"), "looks at those of gvi"),
-        ("", ("compare", "c.toml", "--methods", "gvi,abc"), "no method 'abc'"),
-        ("", ("compare", "c.toml", "--methods", "gvi,gvi"), "named twice"),
-        ("", ("compare", "c.toml", "--budget", "10"), "simulations or more, got 10"),
-        ("weight = 0", ("compare", "c.toml", "--methods", "gvi,nuts"), "what gvi has here is not for nuts"),
-        ("", ("compare", "boarding-school", "--datasets", "2"), "needs synthetic data"),
+        pytest.param(
+            'name = "nutz"', ("calibrate", "c.toml"), "its name is one of gvi, point", id="by an unknown method"
+        ),
+        pytest.param(
+            'name = "nuts"\nsimulations = 5',
+            ("calibrate", "c.toml"),
+            "method.simulations: there is no such field",
+            id="by NUTS with a field of GVI",
+        ),
+        pytest.param(
+            'name = "point"\nweight = 0', ("calibrate", "c.toml"), "method.weight", id="by a point without a prior"
+        ),
+        pytest.param(
+            'name = "nuts"',
+            ("calibrate", "c.toml", "--updates", "5"),
+            "set warmup and draws",
+            id="by NUTS for a number of updates",
+        ),
+        pytest.param('name = "point"', ("gradients", "c.toml"), "looks at those of gvi", id="of gradients of a point"),
+        pytest.param("", ("compare", "c.toml", "--methods", "gvi,abc"), "no method 'abc'", id="with an unknown method"),
+        pytest.param("", ("compare", "c.toml", "--methods", "gvi,gvi"), "named twice", id="of a method with itself"),
+        pytest.param(
+            "", ("compare", "c.toml", "--budget", "10"), "simulations or more, got 10", id="by ten simulations"
+        ),
+        pytest.param(
+            "weight = 0",
+            ("compare", "c.toml", "--methods", "gvi,nuts"),
+            "what gvi has here is not for nuts",
+            id="with NUTS where there is no prior",
+        ),
+        pytest.param(
+            "",
+            ("compare", "boarding-school", "--datasets", "2"),
+            "needs synthetic data",
+            id="on several sets of real data",
+        ),
     ],
 )
-def test_mistakes_on_the_command_line(method, arguments, expected, here, monkeypatch, capsys):
+def test_a_calibration_or_comparison_is_refused(method, arguments, expected, here, monkeypatch, capsys):
     (here / "c.toml").write_text(CONFIG.format(method=method))
     code, _, err = run(monkeypatch, capsys, *arguments)
     assert code == 2

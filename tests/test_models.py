@@ -13,7 +13,7 @@ from calibrant.networks import Incidence, random_groups
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_contract(name):
+def test_a_model_repeats_with_its_seed_stays_finite_and_has_priors_that_hold_its_defaults(name):
     model, kwargs = MODELS[name]
     with jax.numpy_dtype_promotion("strict"):
         first = cal.simulate(model, model.Params(), seed=1, **kwargs).outputs
@@ -26,7 +26,8 @@ def test_contract(name):
         assert info.prior is None or np.all(np.isfinite(info.prior.log_prob(jnp.asarray(info.default))))
 
 
-def test_sir_final_size_against_the_closed_form():
+@pytest.mark.optimised
+def test_the_final_size_of_an_sir_is_that_of_the_closed_form():
     """One well-mixed group: the attack rate of a large outbreak solves z = 1 - s0 exp(-R0 (z + i0))."""
     n, r0, first = 20_000, 2.0, 200.0
     model = cal.models.SIR(Incidence(np.zeros(n, int)), dt=0.1)
@@ -45,21 +46,29 @@ def test_sir_final_size_against_the_closed_form():
     assert abs(effective - r0) < 0.03
 
 
-@pytest.mark.parametrize("name", ["sir", "boarding-school", "boarding-school-in-bed"])
-def test_nobody_is_lost_and_nothing_comes_from_nothing(name):
+@pytest.mark.parametrize("name", [name for name, (model, _) in MODELS.items() if "initial" in model.Params.describe()])
+def test_agents_are_neither_made_nor_lost_and_nobody_is_infected_by_nobody(name):
+    from calibrant._randomness import Randomness, as_seed
+
     model, kwargs = MODELS[name]
+    inputs = model.default_inputs
+
+    def rng(seed, phase, t):
+        return Randomness.of_step(seed, phase, t, cal.StraightThrough(), recorder=None)
+
+    @jax.jit
+    def init(params, seed):
+        return model.init(params, rng(seed, "init", 0))
+
+    @jax.jit
+    def step(params, state, inputs_t, seed, t):
+        return model.step(params, state, inputs_t, rng(seed, "step", t))
 
     def states(params, seed):
-        from calibrant._randomness import Randomness, as_seed
-
-        def rng(phase, t):
-            return Randomness.of_step(as_seed(seed), phase, t, cal.StraightThrough(), recorder=None)
-
-        state = model.init(params, rng("init", 0))
-        out = [state]
-        for t in range(1, kwargs["steps"] + 1):
-            state = model.step(params, state, None, rng("step", t))
-            out.append(state)
+        seed = as_seed(seed)
+        out = [init(params, seed)]
+        for t in range(kwargs.get("steps") or len(inputs)):
+            out.append(step(params, out[-1], None if inputs is None else inputs[t], seed, t + 1))
         return out
 
     for seed in range(3):
@@ -104,11 +113,13 @@ def _attack_rate_gradients(group, steps):
     return float(jax.jit(jax.grad(attack))(0.5)), float((run(0.52) - run(0.48)) / 0.04)
 
 
+@pytest.mark.optimised
 def test_straight_through_follows_finite_differences_where_agents_mix():
     gradient, difference = _attack_rate_gradients(1000, 15)
     assert abs(gradient / difference - 1) < 0.1
 
 
+@pytest.mark.optimised
 def test_straight_through_is_biased_in_small_groups_over_many_steps():
     """Not a wish but a fact to know of: groups that were never reached have no derivative to contribute."""
     gradient, difference = _attack_rate_gradients(50, 20)
@@ -165,16 +176,29 @@ def test_a_factor_may_be_common_to_areas_or_periods():
     one = cal.simulate(model, model.Params(log_factor=[[0.1, -0.3]]), seed=1).outputs["infected"]
     both = cal.simulate(model, model.Params(log_factor=[[0.1, -0.3], [0.1, -0.3]]), seed=1).outputs["infected"]
     np.testing.assert_array_equal(one, both)
+
+
+def test_factors_for_more_areas_than_there_are_are_refused():
+    model = cal.models.RegionalSIR(100, areas=2, steps=14)
     with pytest.raises(ValueError, match=r"has shape \(2, 2\), areas and periods"):
         cal.simulate(model, model.Params(log_factor=np.zeros((3, 2))), seed=1)
 
 
-@pytest.mark.parametrize("options", [{"areas": 0}, {"areas": 5, "n_agents": 4}, {"steps": 0}, {"days": 0}])
-def test_a_regional_sir_of_nothing_is_refused(options):
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"areas": 0}, id="without areas"),
+        pytest.param({"areas": 5, "n_agents": 4}, id="with an empty area"),
+        pytest.param({"steps": 0}, id="of no steps"),
+        pytest.param({"days": 0}, id="with periods of no days"),
+    ],
+)
+def test_a_regional_sir_is_refused(options):
     with pytest.raises(ValueError, match="RegionalSIR needs"):
         cal.models.RegionalSIR(**options)
 
 
+@pytest.mark.optimised
 def test_the_threshold_market_clusters_its_volatility():
     """Cont 2007, section 4, with rare updates: sizes of returns remember, signs do not, and tails are heavy."""
     model = cal.models.ThresholdMarket(1500, sharpness=200.0)
@@ -195,13 +219,16 @@ def test_the_threshold_market_clusters_its_volatility():
     assert np.mean(returns**4) / np.mean(returns**2) ** 2 > 3.2
 
 
-@pytest.mark.parametrize("options", [{"agents": 0}, {"sharpness": 0.0}])
-def test_a_market_of_nothing_is_refused(options):
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param({"agents": 0}, id="without traders"), pytest.param({"sharpness": 0.0}, id="without sharpness")],
+)
+def test_a_threshold_market_is_refused(options):
     with pytest.raises(ValueError, match="ThresholdMarket needs"):
         cal.models.ThresholdMarket(**options)
 
 
-@pytest.mark.parametrize("k", [-1, 0, 1, 17, 299, 300, 1000, np.nan])
+@pytest.mark.parametrize("k", [-1, 0, 1, 17, 299, 300, 1000, np.nan], ids=lambda k: f"{k} of 300")
 def test_the_smallest_are_those_that_a_stable_sort_puts_first(k):
     u = np.random.default_rng(0).integers(1, 60, 300).astype(np.float32) / 64  # with many that are equal
     rank = np.empty(300, int)

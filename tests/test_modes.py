@@ -1,10 +1,14 @@
 """Every AD mode gives the same numbers, through every transformation."""
 
+import functools
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
+from covering import product
 from jax.flatten_util import ravel_pytree
 from registry import HORIZONS, MODELS, MODES, RULES
 
@@ -29,96 +33,127 @@ def _objective(name, mode, horizon=None, rule=None, recorder=None, seed=3):
     return objective, flat
 
 
-_reference: dict = {}
+@functools.cache
+def _in_reverse_mode(model, horizon):
+    objective, flat = _objective(model, MODES["reverse"], HORIZONS[horizon])
+    return jax.jit(jax.value_and_grad(objective))(flat)
 
 
-def _pairs():
-    """Every model with every horizon; the larger models with all but two of them in the slow run."""
-    quick = ("full", "sliding-1")
-    for model in MODELS:
-        for horizon in HORIZONS:
-            soon = model in ("lags", "flips") or horizon in quick
-            yield pytest.param(model, horizon, marks=() if soon else pytest.mark.slow, id=f"{model}-{horizon}")
+TOYS = ("drift", "lags", "flips", "choice")
+BUNDLED = ("random-walk", "sir", "brock-hommes", "regional-sir")
 
 
-@pytest.mark.parametrize("mode", ["checkpointed", "hybrid"])
-@pytest.mark.parametrize(("model", "horizon"), list(_pairs()))
-def test_modes_agree(model, horizon, mode):
-    key = (model, horizon)
-    if key not in _reference:
-        objective, flat = _objective(model, MODES["reverse"], HORIZONS[horizon])
-        _reference[key] = jax.jit(jax.value_and_grad(objective))(flat)
-    value, expected = _reference[key]
+@pytest.mark.bits
+@pytest.mark.parametrize(
+    ("model", "horizon", "mode"),
+    product(
+        MODELS,
+        HORIZONS,
+        ["checkpointed", "hybrid"],
+        soon=lambda model, horizon, mode: (
+            (model in TOYS and mode == "hybrid")
+            or (model, mode) == ("choice", "checkpointed")
+            or (model, horizon) == ("lags", "sliding-4")
+            or (model in BUNDLED and (horizon, mode) == ("sliding-1", "hybrid"))
+        ),
+    ),
+)
+def test_modes_give_one_derivative(model, horizon, mode):
+    value, expected = _in_reverse_mode(model, horizon)
     objective, flat = _objective(model, MODES[mode], HORIZONS[horizon])
     got_value, got = jax.jit(jax.value_and_grad(objective))(flat)
     assert got_value == value  # a derivative does not change the simulation, not by a bit
     np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("model", ["flips", "choice"])
-def test_modes_agree_under_every_rule(model, rule):
+@pytest.mark.parametrize(
+    ("model", "rule"),
+    product(["flips", "choice"], RULES, soon=lambda model, rule: (model == "flips") == rule.startswith("gumbel")),
+)
+def test_modes_give_one_derivative_under_every_sampling_rule(model, rule):
     results = []
     for mode in ("reverse", "checkpointed", "hybrid"):
         objective, flat = _objective(model, MODES[mode], HORIZONS["sliding-4"], RULES[rule])
-        results.append(jax.grad(objective)(flat))
+        results.append(jax.jit(jax.grad(objective))(flat))
     np.testing.assert_allclose(results[1], results[0], rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(results[2], results[0], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("model", ["flips", "choice", "sir", "boarding-school"])
-@pytest.mark.parametrize("horizon", ["full", "sliding-1", "geometric"])
-def test_modes_agree_on_recorded_probabilities(model, horizon):
+@pytest.mark.parametrize(
+    ("model", "horizon"),
+    product(
+        ["flips", "choice", "sir", "boarding-school"],
+        ["full", "sliding-1", "geometric"],
+        soon=lambda model, horizon: model in TOYS or (model, horizon) == ("boarding-school", "sliding-1"),
+    ),
+)
+def test_modes_give_one_derivative_of_the_probability_of_draws(model, horizon):
     results = []
     for mode in ("reverse", "checkpointed", "hybrid"):
         objective, flat = _objective(model, MODES[mode], HORIZONS[horizon], cal.Hard(), recorder=cal.LogProbability())
-        results.append(jax.grad(objective)(flat))
+        results.append(jax.jit(jax.grad(objective))(flat))
     assert np.abs(results[0]).max() > 0
     np.testing.assert_allclose(results[1], results[0], rtol=1e-9, atol=1e-10)
     np.testing.assert_allclose(results[2], results[0], rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("model", ["drift", "lags", "brock-hommes-mean-field", "brock-hommes-forecast"])
-def test_smooth_models_agree_with_finite_differences(model, mode):
+@pytest.mark.parametrize(
+    ("model", "mode"),
+    product(
+        ["drift", "lags", "brock-hommes-mean-field", "brock-hommes-forecast"],
+        MODES,
+        soon=lambda model, mode: model == "lags" or mode == "hybrid",
+    ),
+)
+def test_derivatives_of_smooth_models_are_limits_of_differences(model, mode):
     objective, flat = _objective(model, MODES[mode])
-    eps = 1e-6
-    differences = [(objective(flat + eps * e) - objective(flat - eps * e)) / (2 * eps) for e in jnp.eye(len(flat))]
-    np.testing.assert_allclose(jax.grad(objective)(flat), jnp.stack(differences), rtol=2e-5, atol=1e-6)
+    both, eps = jax.jit(jax.value_and_grad(objective)), 1e-6
+    differences = [(both(flat + eps * e)[0] - both(flat - eps * e)[0]) / (2 * eps) for e in jnp.eye(len(flat))]
+    np.testing.assert_allclose(both(flat)[1], jnp.stack(differences), rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("horizon", ["full", "sliding-1", "block-3"])
-def test_outer_transformations(mode, horizon):
+@functools.cache
+def _hessian_in_reverse_mode(horizon):
+    objective, flat = _objective("lags", MODES["reverse"], HORIZONS[horizon])
+    return jax.jit(jax.hessian(objective))(flat)
+
+
+@pytest.mark.parametrize(
+    ("mode", "horizon"),
+    product(
+        MODES,
+        ["full", "sliding-1", "block-3"],
+        soon=lambda mode, horizon: (mode, horizon) in (("checkpointed", "sliding-1"), ("hybrid-chunk-2", "block-3")),
+    ),
+)
+def test_jvp_jacfwd_vmap_and_hessian_agree_with_the_gradient(mode, horizon):
     objective, flat = _objective("lags", MODES[mode], HORIZONS[horizon])
-    gradient = jax.grad(objective)(flat)
+    gradient_of = jax.jit(jax.grad(objective))
+    gradient = gradient_of(flat)
     v = jnp.arange(1.0, len(flat) + 1)
-    np.testing.assert_allclose(jax.jvp(objective, (flat,), (v,))[1], gradient @ v, rtol=1e-10)
-    np.testing.assert_allclose(jax.jacfwd(objective)(flat), gradient, rtol=1e-10)
+    along = jax.jit(lambda x: jax.jvp(objective, (x,), (v,))[1])(flat)
+    np.testing.assert_allclose(along, gradient @ v, rtol=1e-10)
+    np.testing.assert_allclose(jax.jit(jax.jacfwd(objective))(flat), gradient, rtol=1e-10)
     batch = jnp.stack([flat, flat + 0.1])
-    each = jnp.stack([jax.grad(objective)(x) for x in batch])
+    each = jnp.stack([gradient_of(x) for x in batch])
     np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(objective)))(batch), each, rtol=1e-10, atol=1e-12)
     words = cal.seeds(0, 3)
-    over_seeds = jax.vmap(jax.grad(objective), (None, 0))(flat, words)
-    np.testing.assert_allclose(over_seeds, jnp.stack([jax.grad(objective)(flat, w) for w in words]), rtol=1e-9)
-    hessian = jax.hessian(objective)(flat)
-    reference, _ = _objective("lags", MODES["reverse"], HORIZONS[horizon])
-    np.testing.assert_allclose(hessian, jax.hessian(reference)(flat), rtol=1e-8, atol=1e-10)
+    over_seeds = jax.jit(jax.vmap(jax.grad(objective), (None, 0)))(flat, words)
+    np.testing.assert_allclose(over_seeds, jnp.stack([gradient_of(flat, w) for w in words]), rtol=1e-9)
+    hessian = jax.jit(jax.hessian(objective))(flat)
+    np.testing.assert_allclose(hessian, _hessian_in_reverse_mode(horizon), rtol=1e-8, atol=1e-10)
 
 
-def test_hessian_is_the_derivative_of_the_gradient():
-    for mode in MODES.values():
-        objective, flat = _objective("lags", mode)
-        eps = 1e-6
-        rows = [
-            (jax.grad(objective)(flat + eps * e) - jax.grad(objective)(flat - eps * e)) / (2 * eps)
-            for e in jnp.eye(len(flat))
-        ]
-        np.testing.assert_allclose(jax.hessian(objective)(flat), jnp.stack(rows), rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize("mode", product(MODES, soon=lambda mode: mode in ("reverse", "hybrid")))
+def test_the_hessian_is_the_derivative_of_the_gradient(mode):
+    objective, flat = _objective("lags", MODES[mode])
+    gradient, eps = jax.jit(jax.grad(objective)), 1e-6
+    rows = [(gradient(flat + eps * e) - gradient(flat - eps * e)) / (2 * eps) for e in jnp.eye(len(flat))]
+    np.testing.assert_allclose(jax.jit(jax.hessian(objective))(flat), jnp.stack(rows), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_only_the_differentiated_parameters_cost(mode):
+@pytest.mark.parametrize("mode", product(MODES, soon=lambda mode: mode in ("reverse", "hybrid")))
+def test_the_derivative_in_one_parameter_is_its_part_of_all(mode):
     model = toys.Lags()
 
     def one(a):
@@ -139,8 +174,6 @@ def test_a_tangent_on_what_is_no_parameter_is_refused(mode, what):
             model, inputs = toys.Lags(), x * jnp.ones(9)
             return cal.simulate(model, toys.LagsParams(), seed=1, inputs=inputs, mode=MODES[mode]).outputs["y"].sum()
         model = cal.models.SIR(cal.networks.random_groups(10, 5), shares=jnp.ones(1))
-        import equinox as eqx
-
         model = eqx.tree_at(lambda m: m.shares, model, x * jnp.ones(1))
         return cal.simulate(model, model.Params(), seed=1, steps=3, mode=MODES[mode]).outputs["infected"].sum()
 
@@ -171,19 +204,37 @@ def _temporary_bytes(mode, steps, horizon=None):
     return analysis.temp_size_in_bytes
 
 
-def test_memory_of_checkpointed_reverse_grows_as_sqrt_and_of_hybrid_not_at_all():
+@pytest.fixture
+def float32():
     with jax.enable_x64(False):
-        short, long = 100, 10_000
-        checkpointed = {t: _temporary_bytes(cal.CheckpointedReverseMode(), t) for t in (short, long)}
-        # 100 times the steps: 10 times the memory, with a quarter's allowance for what does not grow
-        assert checkpointed[long] <= 1.25 * np.sqrt(long / short) * checkpointed[short]
-        hybrid = {t: _temporary_bytes(cal.HybridMode(), t) for t in (short, long)}
-        outputs_and_jacobian = 4 * 8 * (long - short)  # two outputs and their tangents, each twice
-        assert hybrid[long] <= hybrid[short] + outputs_and_jacobian
-        reverse = {t: _temporary_bytes(cal.ReverseMode(), t) for t in (short, 10 * short)}
-        assert reverse[10 * short] > 8 * reverse[short]  # the measure would show growth
-        windowed = {t: _temporary_bytes(cal.CheckpointedReverseMode(), t, cal.SlidingHorizon(2)) for t in (short, long)}
-        assert windowed[long] <= 1.25 * np.sqrt(long / short) * windowed[short]
+        yield
+
+
+SHORT, LONG = 100, 10_000  # steps
+
+
+@pytest.mark.optimised
+@pytest.mark.parametrize(
+    "horizon", [cal.FullHorizon(), pytest.param(cal.SlidingHorizon(2), marks=pytest.mark.slow)], ids=["full", "sliding"]
+)
+def test_memory_of_checkpointed_reverse_mode_grows_as_the_square_root_of_steps(horizon, float32):
+    mode = cal.CheckpointedReverseMode()
+    short, long = (_temporary_bytes(mode, steps, horizon) for steps in (SHORT, LONG))
+    # 100 times the steps: 10 times the memory, with a quarter's allowance for what does not grow
+    assert long <= 1.25 * np.sqrt(LONG / SHORT) * short
+
+
+@pytest.mark.optimised
+def test_memory_of_hybrid_mode_grows_by_outputs_and_jacobian_alone(float32):
+    short, long = (_temporary_bytes(cal.HybridMode(), steps) for steps in (SHORT, LONG))
+    assert long <= short + 4 * 8 * (LONG - SHORT)  # two outputs and their tangents, each twice
+
+
+@pytest.mark.slow
+def test_memory_of_reverse_mode_grows_with_steps(float32):
+    """The measure would show growth of the others."""
+    short, long = (_temporary_bytes(cal.ReverseMode(), steps) for steps in (SHORT, 10 * SHORT))
+    assert long > 8 * short
 
 
 class _Seasons(cal.AbstractModel):
@@ -207,6 +258,7 @@ class _Seasons(cal.AbstractModel):
         return jnp.mean(state[0])
 
 
+@pytest.mark.optimised
 def test_memory_of_chunks_does_not_grow_with_steps():
     """Nothing of the simulation is taken out of the loop over chunks of tangents."""
     n = 10_000
@@ -228,13 +280,14 @@ def _relayed(mode):
     return objective
 
 
-def test_tangents_reach_what_moves_late():
+def test_tangents_reach_states_that_parameters_move_two_steps_later():
     theta = jnp.linspace(0.1, 0.3, 4)
     expected = jax.grad(_relayed(cal.ReverseMode()))(theta)
     assert np.all(np.asarray(expected) != 0)
     np.testing.assert_allclose(jax.grad(_relayed(cal.HybridMode()))(theta), expected, rtol=1e-12)
 
 
+@pytest.mark.optimised
 def test_what_no_parameter_moves_has_no_tangent():
     compiled = jax.jit(jax.grad(_relayed(cal.HybridMode()))).lower(jnp.ones(50)).compile()
     one_array = 100_000 * 8
@@ -258,10 +311,17 @@ class _Clock(cal.AbstractModel):
         return {"clock": state[0], "y": state[1]}
 
 
-@pytest.mark.parametrize("horizon", ["full", "sliding-1"])
-@pytest.mark.parametrize("mode", [*MODES.values(), cal.HybridMode(chunk=1)])
-def test_batches_under_jit(mode, horizon):
+@pytest.mark.parametrize(
+    ("mode", "horizon"),
+    product(
+        [*MODES, "hybrid-chunk-1"],
+        ["full", "sliding-1"],
+        soon=lambda mode, horizon: mode in ("hybrid", "hybrid-chunk-1") or (mode, horizon) == ("checkpointed", "full"),
+    ),
+)
+def test_a_batch_under_jit_has_the_derivative_of_the_batch_without(mode, horizon):
     """JAX infers batch axes from the function and believes that the rule has the same."""
+    mode = (MODES | {"hybrid-chunk-1": cal.HybridMode(chunk=1)})[mode]
 
     def outputs(ab, mode=mode):
         params = _Clock.Params(ab[0], ab[1])
@@ -277,6 +337,6 @@ def test_batches_under_jit(mode, horizon):
     np.testing.assert_allclose(jax.jit(jax.grad(total))(batch), expected, rtol=1e-10)
 
 
-def test_a_planner_is_no_mode_of_one_simulation():
+def test_a_planner_is_refused_as_the_mode_of_one_simulation():
     with pytest.raises(ValueError, match="got AutoMode; a planner chooses among them in a calibration only"):
         check_mode(cal.AutoMode())

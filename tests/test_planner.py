@@ -40,7 +40,8 @@ def free(town):
 
 
 def gvi(**kwargs):
-    return cal.GVI(simulations=4, evaluation_simulations=6, max_updates=2, evaluate_every=1, kl_samples=10, **kwargs)
+    quick = {"simulations": 4, "evaluation_simulations": 6, "max_updates": 2, "evaluate_every": 1, "kl_samples": 10}
+    return cal.GVI(family=cal.posteriors.FullRankGaussian(), **quick, **kwargs)
 
 
 def test_reverse_mode_is_given_up_where_it_does_not_fit(town):
@@ -127,15 +128,17 @@ def test_a_plan_changes_no_result(town):
     np.testing.assert_allclose(results[2], results[0], rtol=1e-4)
 
 
-def test_nothing_fits(town):
+def test_a_budget_smaller_than_one_simulation_is_refused(town):
     with pytest.raises(ValueError, match=r"A gradient of one simulation needs .* allow more `memory`"):
         gvi(mode=cal.AutoMode(1e-6)).planned(*town)
 
 
 @pytest.mark.parametrize(
-    "estimator", [cal.FiniteDifferences(), cal.FlowScore(), cal.estimators.REBAR(), cal.Corrected()]
+    "estimator",
+    [cal.FiniteDifferences(), cal.FlowScore(), cal.estimators.REBAR(), cal.Corrected()],
+    ids=lambda estimator: type(estimator).__name__,
 )
-def test_every_kind_of_estimator_is_planned(estimator):
+def test_a_gradient_of_every_kind_is_planned(estimator):
     it = problem(agents=50, steps=3)
     prior = cal.Prior.of(it, free=["beta", "gamma"])
     method, plan = gvi(mode=cal.AutoMode(), estimator=estimator).planned(it, prior)
@@ -150,6 +153,7 @@ def test_memory_is_what_the_compiler_says(town):
     assert compiled.seconds() > 0
 
 
+@pytest.mark.optimised
 def test_programs_hold_no_kernels_of_a_library(town):
     """They would take memory that the compiler does not count."""
     assert compiler_options(), "this compiler does not know the option: look for another"
@@ -227,15 +231,18 @@ def test_available_memory_minds_the_control_group(monkeypatch):
 
 
 @pytest.mark.parametrize("memory", [0.0, -1.0, float("inf"), float("nan")])
-def test_a_budget_that_is_none_is_refused(memory):
+def test_a_budget_that_is_no_positive_number_is_refused(memory):
     with pytest.raises(ValueError, match="positive `memory`"):
         cal.AutoMode(memory)
 
 
-def test_what_the_planner_chooses_is_not_given():
-    for given in ({"simulations_at_once": 2}, {"evaluation_at_once": 2}):
-        with pytest.raises(ValueError, match="AutoMode chooses"):
-            cal.GVI(mode=cal.AutoMode(), **given)
+@pytest.mark.parametrize("given", ["simulations_at_once", "evaluation_at_once"])
+def test_a_number_at_once_is_refused_where_the_planner_chooses_it(given):
+    with pytest.raises(ValueError, match="AutoMode chooses"):
+        cal.GVI(mode=cal.AutoMode(), **{given: 2})
+
+
+def test_an_update_is_refused_before_there_is_a_plan():
     it = problem(agents=10, steps=2)
     method = gvi(mode=cal.AutoMode())
     with pytest.raises(ValueError, match="settled before the first update"):

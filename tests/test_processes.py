@@ -88,8 +88,9 @@ def _scheduled(scheduler, i, port):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scheduler", "model", "mesh"), [("slurm", "sir", "1x2"), ("open-mpi", "random-walk", "2x1")])
-def test_schedulers_say_where_the_others_are(scheduler, model, mesh, here, monkeypatch, capsys):
+def test_processes_find_one_another_by_what_their_scheduler_says(scheduler, model, mesh, here, monkeypatch, capsys):
     what = ("simulate", model, "--steps", "6")
     code, alone, _ = run(monkeypatch, capsys, *what)
     assert code == 0
@@ -161,17 +162,13 @@ def _divided(out, count, *arguments):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "arguments", "rtol"),
-    [
-        (2, ["--unoptimised", "--models", "june,sir,brock-hommes"], 1e-5),
-        pytest.param(2, [], 1e-5, marks=pytest.mark.slow),
-        pytest.param(4, [], 1e-5, marks=pytest.mark.slow),
-        pytest.param(2, ["--x64"], 1e-10, marks=pytest.mark.slow),
-        pytest.param(4, ["--x64"], 1e-10, marks=pytest.mark.slow),
-    ],
+    [(2, [], 1e-5), (4, [], 1e-5), (2, ["--x64"], 1e-10), (4, ["--x64"], 1e-10)],
+    ids=["2-float32", "4-float32", "2-float64", "4-float64"],
 )
-def test_every_bundled_model_over_processes(count, arguments, rtol, tmp_path):
+def test_a_bundled_model_is_simulated_and_differentiated_the_same_over_processes(count, arguments, rtol, tmp_path):
     alone, together = tmp_path / "alone.npz", tmp_path / "together.npz"
     started = _divided(alone, 1, *arguments) + _divided(together, count, *arguments)
     said = _ended(started, 1200)
@@ -187,7 +184,8 @@ def test_every_bundled_model_over_processes(count, arguments, rtol, tmp_path):
             np.testing.assert_allclose(many[name], one[name], rtol=rtol, atol=atol, err_msg=name)
 
 
-@pytest.mark.parametrize("mode", ["reverse", pytest.param("auto", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["reverse", "auto"])
 def test_two_processes_learn_what_one_does(mode, here, monkeypatch, capsys):
     (here / "c.toml").write_text(CONFIG % 4 + f'mode = "{mode}"\n')
     code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet", "--out", "alone")
@@ -202,7 +200,8 @@ def test_two_processes_learn_what_one_does(mode, here, monkeypatch, capsys):
     np.testing.assert_allclose(_history(here / "together"), _history(here / "alone"), rtol=1e-4)
 
 
-def test_a_mistake_that_one_sees_ends_all(here):
+@pytest.mark.slow
+def test_a_mistake_that_the_first_process_sees_ends_all(here):
     (here / "c.toml").write_text(CONFIG % 4)
     (here / "run").mkdir()
     (here / "run/manifest.json").write_text("{}")
@@ -213,6 +212,7 @@ def test_a_mistake_that_one_sees_ends_all(here):
     assert processes[1].returncode != 0
 
 
+@pytest.mark.slow
 def test_interrupts_that_arrive_at_different_moments_end_both_after_the_same_update(here):
     (here / "c.toml").write_text(CONFIG % 100_000)
     processes = _start(2, "calibrate", "c.toml", "--quiet", "--out", "run")
@@ -230,6 +230,7 @@ def test_interrupts_that_arrive_at_different_moments_end_both_after_the_same_upd
     assert (here / "run/report.html").is_file()
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_others_and_one_goes_on(here, monkeypatch, capsys):
     (here / "c.toml").write_text(CONFIG % 100_000)
     processes = _start(2, "calibrate", "c.toml", "--quiet", "--out", "run")
@@ -263,14 +264,20 @@ def test_a_killed_process_ends_the_others_and_one_goes_on(here, monkeypatch, cap
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("--processes", "2"), "belong together"),
-        (("--processes", "two", "--process", "0", "--coordinator", "x:1"), "whole numbers"),
-        (("--processes", "2", "--process", "2", "--coordinator", "x:1"), "--process is from 0 to 1, got 2"),
-        (("--join", "--processes", "2"), "leave --processes"),
-        (("--join",), "could not join"),
+        pytest.param(("--processes", "2"), "belong together", id="how many without which"),
+        pytest.param(
+            ("--processes", "two", "--process", "0", "--coordinator", "x:1"), "whole numbers", id="no whole number"
+        ),
+        pytest.param(
+            ("--processes", "2", "--process", "2", "--coordinator", "x:1"),
+            "--process is from 0 to 1, got 2",
+            id="the third of two",
+        ),
+        pytest.param(("--join", "--processes", "2"), "leave --processes", id="both ways at once"),
+        pytest.param(("--join",), "could not join", id="nobody to join"),
     ],
 )
-def test_mistakes_of_joining(arguments, expected, monkeypatch, capsys):
+def test_a_process_that_cannot_join_is_refused(arguments, expected, monkeypatch, capsys):
     from calibrant_launch import main
 
     monkeypatch.setenv("XLA_FLAGS", "")  # which it sets
@@ -281,17 +288,19 @@ def test_mistakes_of_joining(arguments, expected, monkeypatch, capsys):
     assert expected in capsys.readouterr().err
 
 
-def test_mistakes_of_devices(here, monkeypatch, capsys):
-    (here / "c.toml").write_text(CONFIG % 4)
-    for option, expected in (("3", "simulations x agents such as 2x4"), ("1x9", "there are 8"), ("1x7", "40 agents")):
-        code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml", "--devices", option)
-        assert code == 2
-        assert expected in err
-    (here / "d.toml").write_text("devices = { simulations = 0 }\n" + CONFIG % 4)
-    code, _, err = run(monkeypatch, capsys, "calibrate", "d.toml")
+@pytest.mark.parametrize(
+    ("extra", "options", "expected"),
+    [
+        pytest.param("", ("--devices", "3"), "simulations x agents such as 2x4", id="one number"),
+        pytest.param("", ("--devices", "1x9"), "there are 8", id="more than there are"),
+        pytest.param("", ("--devices", "1x7"), "40 agents", id="agents that do not divide"),
+        pytest.param("devices = { simulations = 0 }\n", (), "devices", id="none, in a configuration"),
+        pytest.param("", ("--processes", "2"), "not the one asked for", id="other processes than there are"),
+    ],
+)
+def test_devices_that_cannot_be_had_are_refused(extra, options, expected, here, monkeypatch, capsys):
+    (here / "c.toml").write_text(extra + CONFIG % 4)
+    code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml", *options)
     assert code == 2
-    assert "devices" in err
-    code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml", "--processes", "2")
-    assert code == 2
-    assert "not the one asked for" in err
-    assert sorted(p.name for p in here.iterdir()) == ["c.toml", "d.toml"]
+    assert expected in err
+    assert sorted(p.name for p in here.iterdir()) == ["c.toml"]

@@ -1,8 +1,10 @@
 """Runs that are killed, at any moment, and go on to the same bits."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,7 +34,12 @@ def problem():
 DATA = cal.simulate(toys.Flips(), toys.Flips().default_params, seed=0, steps=3).outputs
 PRIORS = {"p": dist.Normal(0.0, 1.0), "q": dist.Normal(0.0, 1.0)}
 METHOD = cal.GVI(
-    max_updates=40, evaluate_every=20, evaluation_simulations=20, kl_samples=50, estimator=cal.estimators.REBAR()
+    max_updates=40,
+    evaluate_every=20,
+    evaluation_simulations=20,
+    kl_samples=50,
+    estimator=cal.estimators.REBAR(),
+    family=cal.posteriors.FullRankGaussian(),
 )
 
 
@@ -52,6 +59,15 @@ def calibrate(checkpoints=None, progress=False, method=METHOD, **how):
 @pytest.fixture(scope="module")
 def uninterrupted():
     return calibrate()
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """The checkpoints of a run that was killed."""
+    folder = tmp_path_factory.mktemp("killed") / "c"
+    with pytest.raises(Killed):
+        calibrate(cal.Checkpoints(folder, every=0.0), Killer(2))
+    return folder
 
 
 def same(one, two):
@@ -82,7 +98,7 @@ def test_a_run_that_is_killed_between_updates_goes_on_to_the_same_bits(tmp_path,
     [{"estimator": cal.Corrected()}, {"estimator": cal.estimators.Pathwise(), "simulations": 1}],
     ids=["what was remembered of differences", "the running signal"],
 )
-def test_what_a_method_remembers_is_kept(changed, tmp_path):
+def test_what_a_gradient_remembers_survives_a_kill(changed, tmp_path):
     method = dataclasses.replace(METHOD, **changed)
     whole = calibrate(None, method=method)
     assert np.any(np.isfinite(whole.updates["signal_to_noise"]))
@@ -91,7 +107,14 @@ def test_what_a_method_remembers_is_kept(changed, tmp_path):
     same(calibrate(cal.Checkpoints(tmp_path / "c"), method=method), whole)
 
 
-@pytest.mark.parametrize("at", ["mkstemp", "fsync", "replace"])
+@pytest.mark.parametrize(
+    "at",
+    [
+        pytest.param("mkstemp", id="as it opens a file"),
+        pytest.param("fsync", id="as it flushes a file"),
+        pytest.param("replace", id="as it puts a file in its place"),
+    ],
+)
 def test_a_run_that_is_killed_while_it_writes_goes_on_to_the_same_bits(at, tmp_path, uninterrupted, monkeypatch):
     where = _files.tempfile if at == "mkstemp" else _files.os
     real, calls = getattr(where, at), []
@@ -147,27 +170,37 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, uninterrupted):
     raw[middle] ^= 1  # one bit
     newest.write_bytes(raw)
     same(calibrate(cal.Checkpoints(tmp_path / "c")), uninterrupted)
+
+
+def test_checkpoints_that_are_all_damaged_are_refused(killed, tmp_path):
+    shutil.copytree(killed, tmp_path / "c")
     for path in (tmp_path / "c").glob("*.h5"):
         path.write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"No checkpoint in .* can be read"):
         calibrate(cal.Checkpoints(tmp_path / "c"))
 
 
-def test_checkpoints_of_another_run_are_refused(tmp_path):
-    with pytest.raises(Killed):
-        calibrate(cal.Checkpoints(tmp_path / "c", every=0.0), Killer(2))
-    with pytest.raises(ValueError, match="a run with another method"):
-        calibrate(cal.Checkpoints(tmp_path / "c"), method=dataclasses.replace(METHOD, weight=2.0))
-    with pytest.raises(ValueError, match="a run with another seed"):
-        cal.calibrate(
-            problem(), PRIORS, method=METHOD, seed=4, checkpoints=cal.Checkpoints(tmp_path / "c"), progress=False
-        )
-    other = cal.Problem(toys.Flips(), DATA + 1, cal.losses.MeanSquaredError(), steps=3)
-    with pytest.raises(ValueError, match="another model, data or loss"):
-        cal.calibrate(other, PRIORS, method=METHOD, seed=3, checkpoints=cal.Checkpoints(tmp_path / "c"), progress=False)
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        pytest.param(
+            {"method": dataclasses.replace(METHOD, weight=2.0)}, "a run with another method", id="another method"
+        ),
+        pytest.param({"seed": 4}, "a run with another seed", id="another seed"),
+        pytest.param(
+            {"problem": cal.Problem(toys.Flips(), DATA + 1, cal.losses.MeanSquaredError(), steps=3)},
+            "another model, data or loss",
+            id="other data",
+        ),
+    ],
+)
+def test_the_checkpoints_of_a_run_are_refused_with(changed, message, killed):
+    run = {"problem": problem(), "priors": PRIORS, "method": METHOD, "seed": 3, **changed}
+    with pytest.raises(ValueError, match=message):
+        cal.calibrate(**run, checkpoints=cal.Checkpoints(killed), progress=False)
 
 
-def test_one_process_at_a_time(tmp_path):
+def test_two_processes_cannot_write_to_one_directory(tmp_path):
     with cal.Checkpoints(tmp_path / "c"), pytest.raises(ValueError, match="Another process is running"):
         calibrate(cal.Checkpoints(tmp_path / "c"))
 
@@ -179,7 +212,7 @@ def test_fingerprints_tell_runs_apart_and_know_them_again():
     assert fingerprint(jnp.zeros(3)) != fingerprint(jnp.zeros((3, 1)))
 
 
-def test_the_book_keeps_counts_and_a_bounded_sample():
+def test_failures_are_counted_and_a_bounded_sample_of_them_kept():
     book, rng = Book(3000, 2), np.random.default_rng(0)
     finite, z = rng.random((3000, 4)) < 0.7, rng.normal(size=(3000, 4, 2))
     scalars = [jnp.asarray(rng.normal(size=3000)) for _ in range(5)]
@@ -198,37 +231,38 @@ def test_the_book_keeps_counts_and_a_bounded_sample():
 CONFIG = SMALL.format(data="synthetic = { seed = 1 }").replace("max_updates = 20", "max_updates = 60")
 
 
-def test_the_command_resumes_a_killed_process(here, monkeypatch, capsys):
-    """A real process, and a real SIGKILL; then an interrupt, and an end."""
+@contextlib.contextmanager
+def process_that_is_killed(here):
+    """A real process that calibrates to `r`, from its first checkpoint to a real SIGKILL."""
     (here / "c.toml").write_text(CONFIG)
-    code, _, _ = run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet", "--out", "whole")
-    assert code == 0
+    main = [sys.executable, "-c", "from calibrant.cli import main; main()"]
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "from calibrant.cli import main; main()",
-            "calibrate",
-            "c.toml",
-            "--quiet",
-            "--out",
-            "r",
-        ],
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        [*main, "calibrate", "c.toml", "--quiet", "--out", "r"], env={**os.environ, "JAX_PLATFORMS": "cpu"}
     )
     while process.poll() is None and not list(here.glob("r.unfinished/checkpoints/*.h5")):
         time.sleep(0.02)
-    code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet", "--out", "r")
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_a_run_that_another_process_is_making_is_refused(here, monkeypatch, capsys):
+    with process_that_is_killed(here):
+        code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet", "--out", "r")
     assert code == 2
     assert "Another process is running" in err
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet", "--out", "r")
-    assert code == 2
-    assert "--resume r" in err
-    for target in ("simulate", "report"):
-        assert "--resume r" in run(monkeypatch, capsys, target, "r")[2]
 
+
+@pytest.mark.slow
+def test_the_command_resumes_a_killed_process(here, monkeypatch, capsys):
+    """It is killed, then interrupted, and ends as the whole run does."""
+    with process_that_is_killed(here):
+        pass
+    code, _, _ = run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet", "--out", "whole")
+    assert code == 0
     interrupted = []
 
     def interrupt(self, problem, state, updates, real=cal.GVI.step):
@@ -252,29 +286,45 @@ def test_the_command_resumes_a_killed_process(here, monkeypatch, capsys):
     assert names == {p.name for p in (here / "whole").iterdir()}
     for name in ("flow.h5", "metrics.jsonl"):
         assert (here / "r" / name).read_bytes() == (here / "whole" / name).read_bytes()
-    code, _, err = run(monkeypatch, capsys, "calibrate", "--resume", "r")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(("calibrate", "c.toml", "--quiet", "--out", "r"), id="begun anew"),
+        pytest.param(("simulate", "r"), id="simulated"),
+        pytest.param(("report", "r"), id="reported"),
+    ],
+)
+def test_a_run_that_was_stopped_is_to_be_resumed_before_it_is(arguments, here, monkeypatch, capsys):
+    (here / "c.toml").write_text(CONFIG)
+    (here / "r.unfinished").mkdir()
+    code, _, err = run(monkeypatch, capsys, *arguments)
     assert code == 2
-    assert "nothing to go on with" in err
+    assert "--resume r" in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--resume", "nowhere"), "holds no run that was stopped"),
-        (("c.toml", "--resume", "r"), "leave everything else out"),
-        (("--resume", "r", "--seed", "1"), "leave everything else out"),
-        ((), "or --resume and a run directory"),
-        (("--resume", "odd"), "holds no run that had begun"),
+        pytest.param(("--resume", "nowhere"), "holds no run that was stopped", id="of no run"),
+        pytest.param(("--resume", "whole"), "nothing to go on with", id="of a run that ended"),
+        pytest.param(("--resume", "odd"), "holds no run that had begun", id="of a run that had not begun"),
+        pytest.param(("c.toml", "--resume", "r"), "leave everything else out", id="with a configuration"),
+        pytest.param(("--resume", "r", "--seed", "1"), "leave everything else out", id="with a seed"),
+        pytest.param((), "or --resume and a run directory", id="of neither a run nor a configuration"),
     ],
 )
-def test_resuming_what_is_not_there(arguments, message, here, monkeypatch, capsys):
+def test_a_resumption_is_refused(arguments, message, here, monkeypatch, capsys):
     (here / "odd.unfinished").mkdir()
+    (here / "whole").mkdir()
+    (here / "whole/manifest.json").write_text("{}")
     code, _, err = run(monkeypatch, capsys, "calibrate", *arguments)
     assert code == 2
     assert message in " ".join(err.split())
 
 
-def test_a_mistake_leaves_nothing_behind(here, monkeypatch, capsys):
+def test_a_calibration_that_is_refused_leaves_nothing_behind(here, monkeypatch, capsys):
     (here / "c.toml").write_text(CONFIG + 'mode = "auto"\nmemory = 1e-9\n')
     code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet", "--out", "r")
     assert code == 2

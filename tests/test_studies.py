@@ -10,8 +10,6 @@ import pytest
 
 import calibrant as cal
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
 STUDIES = Path(__file__).parents[1] / "studies"
 
 
@@ -30,6 +28,7 @@ def siblings(monkeypatch):
     monkeypatch.syspath_prepend(str(STUDIES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "cells"), [("estimators_by_model", 2), ("horizons", 2), ("modes", 2), ("failures", 3), ("advice", 1)]
 )
@@ -44,7 +43,8 @@ def test_a_study_in_its_smallest_form(name, cells, siblings, tmp_path, capsys):
     assert printed.endswith(capsys.readouterr().out)
 
 
-def test_a_black_box_and_its_twin(siblings, tmp_path, capsys):
+@pytest.mark.slow
+def test_the_study_of_a_black_box_and_its_twin_in_its_smallest_form(siblings, tmp_path, capsys):
     study = load("black_box_sir")
     study.main(["--tiny", "--out", str(tmp_path / "out")])
     cells = json.loads((tmp_path / "out.json").read_text())["cells"]
@@ -54,7 +54,7 @@ def test_a_black_box_and_its_twin(siblings, tmp_path, capsys):
     assert "energy test p = " in capsys.readouterr().out
 
 
-def test_both_epidemics_are_one_process(siblings):
+def test_the_black_box_and_its_twin_are_one_process(siblings):
     """Means and spreads, in standard errors."""
     study = load("black_box_sir")
     jax_model = study.models(40, 6)["jax"]
@@ -69,7 +69,7 @@ def test_both_epidemics_are_one_process(siblings):
             assert np.all(np.abs(f(a).mean(0) - f(b).mean(0)) < 4.5 * error)
 
 
-def test_the_energy_test_tells_groups_apart(siblings):
+def test_the_energy_test_tells_two_groups_apart(siblings):
     study = load("black_box_sir")
     rng = np.random.default_rng(0)
     a, b = ([rng.normal(shift, 1, (50, 2)) for _ in range(4)] for shift in (0, 1))
@@ -85,7 +85,7 @@ def test_a_study_refuses_results_of_other_settings(siblings, tmp_path):
         study.main(["--tiny", "--out", str(tmp_path / "out")])
 
 
-def test_the_rules_for_horizons(siblings):
+def test_rules_for_horizons_choose_by_what_each_has_seen(siblings):
     study = load("horizons")
 
     def got(bias2, noise2, cosine, spread, length, objective, cost=2.0):
@@ -121,7 +121,8 @@ def test_the_rules_for_horizons(siblings):
     assert study.judged(three, "sir", "errors")["rules"]["advised"][0] == "H = 10"
 
 
-def test_the_study_of_estimators_and_its_resumption(siblings, tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_the_study_of_estimators_goes_on_where_it_ended(siblings, tmp_path, monkeypatch, capsys):
     study = load("estimators")
     arguments = ["--tiny", "--structures", "mixed", "--only", "straight-through", "score function"]
     arguments += ["--out", str(tmp_path / "out")]
@@ -142,6 +143,7 @@ def test_the_study_of_estimators_and_its_resumption(siblings, tmp_path, monkeypa
         study.main([*arguments, "--simulations", "7"])
 
 
+@pytest.mark.slow
 def test_the_study_of_posterior_checks_in_its_smallest_form(tmp_path, capsys):
     study = load("posterior_checks")
     study.main(["--tiny", "--out", str(tmp_path / "out")])

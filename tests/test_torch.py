@@ -79,7 +79,15 @@ def test_gradients_are_those_of_pytorch(x64):
     np.testing.assert_allclose(d_rates, gradients[:, 1:], rtol=1e-10)
 
 
-@pytest.mark.parametrize("how", ["rebind", "pop", "add", "in place"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param("rebind", id="a parameter by another tensor"),
+        pytest.param("pop", id="a parameter by taking it out"),
+        pytest.param("add", id="parameters by one more"),
+        pytest.param("in place", id="a tensor in place"),
+    ],
+)
 def test_a_simulator_may_change_what_it_is_given(how, x64):
     def run(params, seed):
         if how == "rebind":
@@ -125,8 +133,12 @@ def test_equal_seeds_give_equal_runs_of_one_array():
     assert cal.simulate(model, params, seed=1, steps=2).outputs.shape == (2,)
 
 
-@pytest.mark.parametrize("estimator", [cal.estimators.Pathwise(), cal.estimators.FiniteDifferences()])
-def test_a_posterior_that_is_known(estimator):
+@pytest.mark.parametrize(
+    "estimator",
+    [cal.estimators.Pathwise(), cal.estimators.FiniteDifferences()],
+    ids=["pathwise", "finite differences"],
+)
+def test_a_simulator_in_pytorch_has_its_known_posterior(estimator):
     """A normal mean: ten data of standard deviation 1, prior N(0, 1)."""
     data = {"x": np.linspace(0.2, 1.4, 10)}
     model = cal.TorchModel(
@@ -157,26 +169,46 @@ def test_a_posterior_that_is_known(estimator):
         assert cal.diagnostics.gradients_figure(health).axes
 
 
-def test_what_sees_steps_is_refused():
+OUTSIDE = r"TorchModel is run outside of JAX, where {} cannot see its steps and draws; leave it out"
+
+
+@pytest.mark.parametrize(
+    ("method", "what"),
+    [
+        pytest.param(cal.Point(mode=cal.HybridMode()), "HybridMode", id="Point in hybrid mode"),
+        pytest.param(cal.NUTS(mode=cal.HybridMode()), "HybridMode", id="NUTS in hybrid mode"),
+        pytest.param(cal.MALA(mode=cal.HybridMode()), "HybridMode", id="MALA in hybrid mode"),
+        pytest.param(cal.GVI(mode=cal.HybridMode()), "HybridMode", id="GVI in hybrid mode"),
+        pytest.param(cal.GVI(mode=cal.AutoMode()), "AutoMode", id="a choice of modes"),
+        pytest.param(cal.GVI(horizon=cal.SlidingHorizon(2)), "SlidingHorizon", id="a sliding horizon"),
+        pytest.param(
+            cal.GVI(estimator=cal.estimators.ScoreFunction(), replicates=2), "ScoreFunction", id="a score function"
+        ),
+        pytest.param(
+            cal.GVI(estimator=cal.estimators.Pathwise(cal.GumbelSoftmax(0.5))), "GumbelSoftmax", id="relaxed draws"
+        ),
+    ],
+)
+def test_a_method_that_sees_steps_or_draws_is_refused_for_pytorch_before_it_runs(method, what):
     model = model_of(walk)
     problem = problem_of(model)
-    outside = r"TorchModel is run outside of JAX, where {} cannot see its steps and draws; leave it out"
-    for method in (cal.Point, cal.NUTS, cal.MALA):
-        with pytest.raises(ValueError, match=outside.format("HybridMode")):
-            method(mode=cal.HybridMode()).check(problem, cal.Prior.of(problem))
-    outside = r"TorchModel is run outside of JAX, where {} cannot see its steps and draws; leave it out"
-    for method, what in (
-        (cal.GVI(mode=cal.HybridMode()), "HybridMode"),
-        (cal.GVI(mode=cal.AutoMode()), "AutoMode"),
-        (cal.GVI(horizon=cal.SlidingHorizon(2)), "SlidingHorizon"),
-        (cal.GVI(estimator=cal.estimators.ScoreFunction(), replicates=2), "ScoreFunction"),
-        (cal.GVI(estimator=cal.estimators.Pathwise(cal.GumbelSoftmax(0.5))), "GumbelSoftmax"),
-    ):
-        with pytest.raises(ValueError, match=outside.format(what)):
-            method.check(problem, cal.Prior.of(problem))
-    for how in ({"horizon": cal.SlidingHorizon(2)}, {"rule": cal.GumbelSoftmax(0.5)}, {"mode": cal.HybridMode()}):
-        with pytest.raises(ValueError, match=outside.format(type(next(iter(how.values()))).__name__)):
-            cal.simulate(model, model.default_params, seed=0, **how)
+    with pytest.raises(ValueError, match=OUTSIDE.format(what)):
+        method.check(problem, cal.Prior.of(problem))
+    assert model.n_runs == 0
+
+
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [
+        pytest.param({"horizon": cal.SlidingHorizon(2)}, "SlidingHorizon", id="a sliding horizon"),
+        pytest.param({"rule": cal.GumbelSoftmax(0.5)}, "GumbelSoftmax", id="relaxed draws"),
+        pytest.param({"mode": cal.HybridMode()}, "HybridMode", id="hybrid mode"),
+    ],
+)
+def test_a_simulation_in_pytorch_under_what_sees_steps_or_draws_is_refused(how, what):
+    model = model_of(walk)
+    with pytest.raises(ValueError, match=OUTSIDE.format(what)):
+        cal.simulate(model, model.default_params, seed=0, **how)
     assert model.n_runs == 0
 
 
@@ -187,17 +219,31 @@ def _raise(params, seed):
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (_raise, "the first: RuntimeError: no such luck"),
-        (lambda p, seed: {"x": torch.ones(3), "y": torch.ones(1)}, r"output 'x' has shape \(3,\)"),
-        (lambda p, seed: {"x": torch.ones(4) / 0, "y": torch.ones(1)}, "output 'x' is not finite"),
-        (lambda p, seed: {"x": torch.ones(4)}, "output 'y' is missing"),
-        (lambda p, seed: sys.exit(3), "SystemExit: 3"),
-        (lambda p, seed: {"x": 1e300 * torch.ones(4).double(), "y": 1.0}, "output 'x' is too large for float32"),
-        (lambda p, seed: torch.ones(4), "returned a ndarray, not a mapping of x, y"),
-        (lambda p, seed: {"x": "no", "y": 1.0}, "output 'x' is no array of numbers"),
+        pytest.param(_raise, "the first: RuntimeError: no such luck", id="an error"),
+        pytest.param(
+            lambda p, seed: {"x": torch.ones(3), "y": torch.ones(1)},
+            r"output 'x' has shape \(3,\)",
+            id="three numbers for four",
+        ),
+        pytest.param(
+            lambda p, seed: {"x": torch.ones(4) / 0, "y": torch.ones(1)},
+            "output 'x' is not finite",
+            id="a number that is not finite",
+        ),
+        pytest.param(lambda p, seed: {"x": torch.ones(4)}, "output 'y' is missing", id="an output less"),
+        pytest.param(lambda p, seed: sys.exit(3), "SystemExit: 3", id="an exit"),
+        pytest.param(
+            lambda p, seed: {"x": 1e300 * torch.ones(4).double(), "y": 1.0},
+            "output 'x' is too large for float32",
+            id="a number too large",
+        ),
+        pytest.param(
+            lambda p, seed: torch.ones(4), "returned a ndarray, not a mapping of x, y", id="an array for a mapping"
+        ),
+        pytest.param(lambda p, seed: {"x": "no", "y": 1.0}, "output 'x' is no array of numbers", id="a word"),
     ],
 )
-def test_runs_that_go_wrong(run, message, caplog, tmp_path):
+def test_a_run_in_pytorch_that_goes_wrong_is_masked_and_says_why(run, message, caplog, tmp_path):
     model = model_of(run, keep_errors_in=tmp_path)
     with caplog.at_level(logging.WARNING):
         out = cal.simulate(model, model.default_params, seed=0).outputs
@@ -211,12 +257,24 @@ def test_runs_that_go_wrong(run, message, caplog, tmp_path):
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (lambda p, seed: {"x": p["mu"].detach().expand(4), "y": 1.0}, "no output depends on a parameter by"),
-        (lambda p, seed: {"x": torch.sqrt(p["mu"] - p["mu"].detach()).expand(4), "y": 1.0}, "gradient in 'mu' is not"),
-        (lambda p, seed: {"x": p["mu"].expand(4).numpy(), "y": 1.0}, "RuntimeError: Can't call numpy"),
+        pytest.param(
+            lambda p, seed: {"x": p["mu"].detach().expand(4), "y": 1.0},
+            "no output depends on a parameter by",
+            id="of nothing",
+        ),
+        pytest.param(
+            lambda p, seed: {"x": torch.sqrt(p["mu"] - p["mu"].detach()).expand(4), "y": 1.0},
+            "gradient in 'mu' is not",
+            id="that is not finite",
+        ),
+        pytest.param(
+            lambda p, seed: {"x": p["mu"].expand(4).numpy(), "y": 1.0},
+            "RuntimeError: Can't call numpy",
+            id="through NumPy",
+        ),
     ],
 )
-def test_gradients_that_go_wrong(run, message):
+def test_a_gradient_of_pytorch_that_goes_wrong_is_masked_and_says_why(run, message):
     model = model_of(run)
     problem = problem_of(model)
 
@@ -251,7 +309,10 @@ def test_what_failed_is_left_out_of_a_calibration():
         return walk(params, seed)
 
     model = model_of(run)
-    method = cal.GVI(max_updates=6, evaluate_every=3, evaluation_simulations=20, max_failed_fraction=0.9)
+    method = cal.GVI(
+        max_updates=6, evaluate_every=3, evaluation_simulations=20, max_failed_fraction=0.9,
+        family=cal.posteriors.FullRankGaussian(),
+    )  # fmt: skip
     calibration = cal.calibrate(problem_of(model), method=method, progress=False)
     assert 0 < calibration.n_failed < calibration.n_simulations
     assert np.isfinite(calibration.updates["gradient_norm"]).all()
@@ -259,18 +320,23 @@ def test_what_failed_is_left_out_of_a_calibration():
     assert "RuntimeError: too large" in model.why_failed
 
 
-def test_mistakes():
-    with pytest.raises(ValueError, match=r"takes a function run\(params, seed\), got 3"):
-        model_of(3)
-    with pytest.raises(ValueError, match="no device 'meta' here"):
-        model_of(walk, device="meta")
-    with pytest.raises(ValueError, match="no device 'cudo' here"):
-        model_of(walk, device="cudo")
-    with pytest.raises(ValueError, match="4 output times and 1 dates"):
-        model_of(walk, dates=[dt.date(2020, 1, 1)])
+@pytest.mark.parametrize(
+    ("run", "options", "message"),
+    [
+        pytest.param(3, {}, r"takes a function run\(params, seed\), got 3", id="no function"),
+        pytest.param(walk, {"device": "meta"}, "no device 'meta' here", id="a device without memory"),
+        pytest.param(walk, {"device": "cudo"}, "no device 'cudo' here", id="no such device"),
+        pytest.param(
+            walk, {"dates": [dt.date(2020, 1, 1)]}, "4 output times and 1 dates", id="fewer dates than output times"
+        ),
+    ],
+)
+def test_a_simulator_in_pytorch_that_cannot_run_is_refused_when_it_is_made(run, options, message):
+    with pytest.raises(ValueError, match=message):
+        model_of(run, **options)
 
 
-def test_without_pytorch(monkeypatch):
+def test_without_pytorch_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ValueError, match=r"pip install 'calibrant\[torch\]'"):
         model_of(walk)
@@ -295,17 +361,29 @@ max_updates = 2
 """
 
 
-def test_from_a_configuration(here):
+@pytest.fixture
+def grow(here):
+    """A directory with a simulator."""
     (here / "grow.py").write_text("def run(params, seed):\n    return {'x': params['mu'].exp().expand(4)}\n")
-    problem, prior, method = parse_config(CONFIG, "config").build(here)
+    return here
+
+
+def test_a_configuration_names_a_simulator_in_pytorch(grow):
+    problem, prior, method = parse_config(CONFIG, "config").build(grow)
     assert isinstance(problem.model, cal.TorchModel)
     np.testing.assert_allclose(problem.data["x"], np.exp(0.3), rtol=1e-6)
     method.check(problem, prior)
-    for old, new, message in (
-        ('"grow:run"', '"grow:ran"', "no attribute 'ran'"),
-        ("mu = 0.3", "mu = 0.3\n[method.mode]\nsegments = 3", "method"),
-        ("outputs =", "workers = 2\noutputs =", "workers"),
-        ("max_updates = 2", 'max_updates = 2\nmode = "hybrid"', "HybridMode"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            parse_config(CONFIG.replace(old, new), "config").build(here)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        pytest.param('"grow:run"', '"grow:ran"', "no attribute 'ran'", id="no such function"),
+        pytest.param("mu = 0.3", "mu = 0.3\n[method.mode]\nsegments = 3", "method", id="a mode with segments"),
+        pytest.param("outputs =", "workers = 2\noutputs =", "workers", id="workers"),
+        pytest.param("max_updates = 2", 'max_updates = 2\nmode = "hybrid"', "HybridMode", id="hybrid mode"),
+    ],
+)
+def test_a_configuration_of_a_simulator_in_pytorch_that_cannot_run_is_refused(old, new, message, grow):
+    with pytest.raises(ConfigError, match=message):
+        parse_config(CONFIG.replace(old, new), "config").build(grow)

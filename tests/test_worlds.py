@@ -43,7 +43,7 @@ def test_a_built_city_matches_its_marginals(city):
     assert np.all(city.activity[in_care] == -1)
 
 
-def test_families_make_sense(city):
+def test_an_adult_heads_every_household_and_parents_are_older_than_children(city):
     starts = np.flatnonzero(np.diff(city.residence, prepend=-1) != 0)
     first = city.age[starts]
     assert first[city.residence_kind[city.residence[starts]] == 0].min() >= 15  # an adult heads every household
@@ -55,7 +55,7 @@ def test_families_make_sense(city):
     assert np.mean(parents[minors] < children[minors] + 15.0) < 0.05
 
 
-def test_areas_have_their_own_composition():
+def test_areas_are_built_with_their_own_shares_of_ages():
     base = worlds.synthetic_areas(30_000, np.random.default_rng(0))
     young = np.linspace(1.3, 0.7, facts.AGE_BANDS.size)
     ages = np.stack([row * (young if i % 2 else young[::-1]) for i, row in enumerate(base.ages)])
@@ -71,7 +71,7 @@ def test_the_same_seed_builds_the_same_world():
     assert not np.array_equal(a.age, c.age)
 
 
-def test_a_world_survives_its_file(city, tmp_path):
+def test_a_world_is_read_from_its_file_as_it_was_written(city, tmp_path):
     city.save(tmp_path / "city.h5")
     again = worlds.World.load(tmp_path / "city.h5")
     for field in dataclasses.fields(city):
@@ -80,37 +80,59 @@ def test_a_world_survives_its_file(city, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["city.h5"]
 
 
-def test_files_that_are_no_world_are_refused(tmp_path):
-    (tmp_path / "text.h5").write_text("no")
-    with pytest.raises(worlds.WorldError, match="cannot be read"):
-        worlds.World.load(tmp_path / "text.h5")
-    with h5py.File(tmp_path / "other.h5", "w") as file:
+def _write_text(path):
+    path.write_text("no")
+
+
+def _write_numbers(path):
+    with h5py.File(path, "w") as file:
         file["x"] = 1
-    with pytest.raises(worlds.WorldError, match="no world of calibrant"):
-        worlds.World.load(tmp_path / "other.h5")
-    with pytest.raises(worlds.WorldError, match="no world file of JUNE"):
-        worlds.import_june(tmp_path / "other.h5")
-    worlds.build_world(200).save(tmp_path / "old.h5")
-    with h5py.File(tmp_path / "old.h5", "a") as file:
+
+
+def _write_old_world(path):
+    worlds.build_world(200).save(path)
+    with h5py.File(path, "a") as file:
         file.attrs["version"] = 0
-    with pytest.raises(worlds.WorldError, match="version 0"):
-        worlds.World.load(tmp_path / "old.h5")
+
+
+@pytest.mark.parametrize(
+    ("write", "read", "match"),
+    [
+        pytest.param(_write_text, worlds.World.load, "cannot be read", id="text"),
+        pytest.param(_write_numbers, worlds.World.load, "no world of calibrant", id="other numbers"),
+        pytest.param(
+            _write_numbers, worlds.import_june, "no world file of JUNE", id="other numbers for a world of JUNE"
+        ),
+        pytest.param(_write_old_world, worlds.World.load, "version 0", id="a world of an old version"),
+    ],
+)
+def test_a_file_that_is_no_world_is_refused(write, read, match, tmp_path):
+    write(tmp_path / "file.h5")
+    with pytest.raises(worlds.WorldError, match=match):
+        read(tmp_path / "file.h5")
 
 
 @pytest.mark.parametrize(
     ("field", "change", "match"),
     [
-        ("age", lambda x: x.astype(float), "`age` of a world is uint8"),
-        ("sex", lambda x: x + np.uint8(2), "`sex` of a world must lie from 0 to 1"),
-        ("residence", lambda x: x[::-1].copy(), "ascending"),
-        ("activity", lambda x: x + np.int32(10_000), "`activity` of a world must lie"),
-        ("residence_area", lambda x: x[:-1], "arrays of one length"),
-        ("latitude", lambda x: x * np.nan, "finite"),
-        ("area_names", lambda x: x[:-1], "one name an area"),
-        ("activity_residence", lambda x: np.zeros_like(x), "care home.s staff"),
+        pytest.param("age", lambda x: x.astype(float), "`age` of a world is uint8", id="ages in real numbers"),
+        pytest.param(
+            "sex",
+            lambda x: x + np.uint8(2),
+            "`sex` of a world must lie from 0 to 1",
+            id="sexes that are neither 0 nor 1",
+        ),
+        pytest.param("residence", lambda x: x[::-1].copy(), "ascending", id="people out of the order of residences"),
+        pytest.param(
+            "activity", lambda x: x + np.int32(10_000), "`activity` of a world must lie", id="activities nowhere"
+        ),
+        pytest.param("residence_area", lambda x: x[:-1], "arrays of one length", id="a residence without an area"),
+        pytest.param("latitude", lambda x: x * np.nan, "finite", id="areas without a place"),
+        pytest.param("area_names", lambda x: x[:-1], "one name an area", id="an area without a name"),
+        pytest.param("activity_residence", lambda x: np.zeros_like(x), "care home.s staff", id="staff of households"),
     ],
 )
-def test_broken_worlds_are_refused(field, change, match):
+def test_a_world_that_does_not_hold_together_is_refused(field, change, match):
     world = worlds.build_world(500)
     with pytest.raises(worlds.WorldError, match=match):
         dataclasses.replace(world, **{field: change(getattr(world, field))})
@@ -121,7 +143,7 @@ def test_a_world_too_small_to_build_is_refused():
         worlds.build_world(50)
 
 
-def test_neighbours():
+def test_the_nearest_areas_are_those_by_distance():
     latitude, longitude = np.array([51.0, 51.1, 52.0, 51.0]), np.array([0.0, 0.0, 0.0, 0.1])
     near = worlds.nearest_areas(latitude, longitude, 2)
     assert near.tolist() == [[0, 3], [1, 0], [2, 1], [3, 0]]
@@ -146,7 +168,8 @@ def _june_file(path, specs, ids):
         g["region_name"] = np.array([b"north", b"south"])
 
 
-def test_importing_a_world_of_june(tmp_path):
+def _five_people():
+    """What each of five people belongs to, and which one of its kind."""
     blank = b" "
     specs = [
         [b"household", b"company"],
@@ -155,8 +178,11 @@ def test_importing_a_world_of_june(tmp_path):
         [b"care_home", blank],
         [b"household", b"care_home"],
     ]
-    ids = [[7, 3], [7, 0], [0, -999], [0, -999], [9, 0]]
-    _june_file(tmp_path / "june.h5", specs, ids)
+    return specs, [[7, 3], [7, 0], [0, -999], [0, -999], [9, 0]]
+
+
+def test_a_world_of_june_is_imported_with_its_residences_and_activities(tmp_path):
+    _june_file(tmp_path / "june.h5", *_five_people())
     world = worlds.import_june(tmp_path / "june.h5")
     assert world.n_people == 5
     assert world.age.tolist() == [40, 80, 82, 30, 5]  # sorted by area and residence, households first
@@ -172,20 +198,27 @@ def test_importing_a_world_of_june(tmp_path):
     assert world.activity_residence[world.activity[0]] == 1
     assert world.about["left_out"] == "nobody"
 
+
+def test_activities_of_june_that_the_model_does_not_know_are_left_out_and_counted(tmp_path):
+    specs, ids = _five_people()
     specs[0][1], specs[2][0] = b"hospital", b"household"
     specs[3][0] = b"household"  # now the care home has staff and no residents
-    _june_file(tmp_path / "other.h5", specs, ids)
-    other = worlds.import_june(tmp_path / "other.h5")
-    assert other.about["left_out"] == "1 in hospital"
-    assert other.residence_kind.tolist().count(1) == 1
+    _june_file(tmp_path / "june.h5", specs, ids)
+    world = worlds.import_june(tmp_path / "june.h5")
+    assert world.about["left_out"] == "1 in hospital"
+    assert world.residence_kind.tolist().count(1) == 1
+
+
+def test_a_residence_of_june_that_the_model_does_not_know_is_refused(tmp_path):
+    specs, ids = _five_people()
     specs[0][0] = b"tent"
-    _june_file(tmp_path / "bad.h5", specs, ids)
+    _june_file(tmp_path / "june.h5", specs, ids)
     with pytest.raises(worlds.WorldError, match="'tent'"):
-        worlds.import_june(tmp_path / "bad.h5")
+        worlds.import_june(tmp_path / "june.h5")
 
 
 @pytest.mark.skipif(not (DATA / "june_world").is_dir(), reason="the world file of JUNE is not at hand")
-def test_the_published_world_of_june():
+def test_the_published_world_of_june_is_imported_whole():
     world = worlds.import_june(DATA / "june_world" / "june_world.h5")
     assert world.n_people == 769
     homes = np.bincount(world.residence_kind[world.residence])
@@ -201,7 +234,7 @@ def test_the_published_world_of_june():
 
 
 @pytest.mark.skipif(not (DATA / "london").is_dir(), reason="the atlas of London is not at hand")
-def test_the_real_areas_of_london():
+def test_a_built_london_has_the_people_of_its_boroughs():
     areas = worlds.read_atlas(
         DATA / "london" / "london_msoa_atlas.csv", DATA / "london" / "london_msoa2011_centroids.csv"
     )
@@ -213,15 +246,20 @@ def test_the_real_areas_of_london():
     np.testing.assert_allclose(shares, known, atol=0.001)
 
 
-def test_an_atlas_without_its_columns_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        pytest.param("a.csv", "no column", id="without its columns"),
+        pytest.param("none.csv", "cannot be read", id="that is not there"),
+    ],
+)
+def test_an_atlas_is_refused(name, match, tmp_path):
     (tmp_path / "a.csv").write_text("x,y\n1,2\n")
-    with pytest.raises(worlds.WorldError, match="no column"):
-        worlds.read_atlas(tmp_path / "a.csv", tmp_path / "a.csv")
-    with pytest.raises(worlds.WorldError, match="cannot be read"):
-        worlds.read_atlas(tmp_path / "none.csv", tmp_path / "a.csv")
+    with pytest.raises(worlds.WorldError, match=match):
+        worlds.read_atlas(tmp_path / name, tmp_path / "a.csv")
 
 
-def test_the_picture_and_table_of_a_world(city):
+def test_a_world_has_a_table_of_its_people_and_a_picture(city):
     rows = {name: here for name, here, _ in worlds.summary(city)}
     assert rows["people"] == f"{city.n_people:,}"
     assert len(worlds.figure(city).axes) == 5
