@@ -44,6 +44,7 @@ def gvi(**kwargs):
     return cal.GVI(family=cal.posteriors.FullRankGaussian(), **quick, **kwargs)
 
 
+@pytest.mark.optimised
 def test_reverse_mode_is_given_up_where_it_does_not_fit(town):
     """Reverse mode of one simulation needs more than the budget: the planner ends inside it."""
     state = AGENTS * 4
@@ -61,6 +62,7 @@ def test_reverse_mode_is_given_up_where_it_does_not_fit(town):
     assert {o.name: o.cut for o in plan.options}["reverse"] == ""
 
 
+@pytest.mark.optimised
 def test_what_runs_out_of_memory_after_all_is_not_chosen(town, free, monkeypatch):
     run = planner.Compiled.__call__
 
@@ -88,6 +90,7 @@ def test_the_plan_stays_inside_the_budget_as_measured():
     assert got["planned"] <= budget
 
 
+@pytest.mark.optimised
 def test_a_group_of_simulations_is_found(town, free):
     """All of an update do not fit in reverse mode, and some do."""
     whole = next(o for o in free.options if o.name == "reverse")
@@ -116,6 +119,7 @@ def test_where_a_hybrid_is_cut(mode, at_once, separable, cut):
     assert planner._cut(option, 2, 8, separable) == cut
 
 
+@pytest.mark.optimised
 def test_a_plan_changes_no_result(town):
     it, prior = town
     method, plan = gvi(mode=cal.AutoMode(8.0)).planned(it, prior)
