@@ -8,7 +8,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,15 +40,19 @@ class Times(NamedTuple):
 
     @property
     def spread(self) -> float | None:
-        """The interquartile range over the median; nothing is known of it from one run."""
-        if len(self.each) == 1:
-            return None
-        low, high = np.percentile(self.each, [25, 75])
-        return float(high - low) / self.seconds
+        return spread_of(self.each)
 
     def over(self, parts: int) -> "Times":
         """Of one part, where a run does so many."""
         return Times(tuple(x / parts for x in self.each), self.first)
+
+
+def spread_of(values: Sequence[float]) -> float | None:
+    """The interquartile range over the median; nothing is known of it from one value."""
+    if len(values) == 1:
+        return None
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return float((high - low) / middle)
 
 
 def timed(run: Callable[[], Any], repeats: int, at_least: float = 0.0) -> Times:
@@ -149,9 +153,9 @@ class Results:
         row = {"name": name, "seconds": times.seconds, "spread": spread, "copies": times.seconds / copy.seconds}
         return self.add(row | more)
 
-    def size(self, name: str, size: float, **more: Any) -> dict[str, Any]:
-        """Add a row of memory, in bytes. It is returned."""
-        return self.add({"name": name, "bytes": size, "spread": None} | more)
+    def size(self, name: str, *sizes: float, **more: Any) -> dict[str, Any]:
+        """Add a row of memory, in bytes, measured once or several times. It is returned."""
+        return self.add({"name": name, "bytes": statistics.median(sizes), "spread": spread_of(sizes)} | more)
 
     def add(self, row: dict[str, Any]) -> dict[str, Any]:
         """Add a row as it is: another process's, or one that is not to be compared."""

@@ -4,7 +4,7 @@
     python benchmarks/planner_memory.py --quick
 
 Every pair of model and mode runs in a process of its own: built, compiled, the peak reset (Linux), run twice. Sizes are
-such that 100 MB and more are needed. With `--quick`, three models and two modes.
+such that 100 MB and more are needed. With `--quick`, two models and two modes.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def main() -> None:
     if arguments.child:
         print(json.dumps(measure(*arguments.child)))
         return
-    models = arguments.only or (("sir", "market", "june") if arguments.quick else MODELS)
+    models = arguments.only or (("market", "june") if arguments.quick else MODELS)
     modes = arguments.modes or (("reverse", "hybrid") if arguments.quick else MODES)
     with Results("planner_memory", arguments.out) as rows:
         compare(rows, list(models), list(modes))

@@ -45,7 +45,7 @@ LEFT_OUT = {
     "gradient_free.py": "not timed: a study of losses reached",
 }
 #: What measures the peak of memory as Linux tells it.
-LINUX = ("planner_memory", "sums")
+LINUX = ("planner_memory", "sums", "devices_largest")
 
 
 def took(name: str, folders: tuple[Path, ...]) -> float | None:
