@@ -33,7 +33,8 @@ GIVEN = {
     "src/calibrant/_devices.py": """
 import calibrant as cal
 walk = cal.models.RandomWalk(walkers=8)
-problem = cal.Problem(walk, cal.simulate(walk, walk.Params(), seed=1, steps=5).outputs, cal.losses.MeanSquaredError())
+data = cal.simulate(walk, walk.Params(), seed=1, steps=5).outputs
+problem = cal.Problem(walk, data, cal.losses.MeanSquaredError(), steps=5)
 """,
     "src/calibrant/_programs.py": """
 import calibrant as cal, jax
