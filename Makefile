@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints.txt
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
-# One worker a core, each of which needs up to 4 GB.
+# One worker a core, each of which needs up to 6 GB.
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 .PHONY: install calibrate test slow check docs bench torch clean

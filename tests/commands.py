@@ -49,8 +49,7 @@ prior = { distribution = "Normal", loc = [-1.0], scale = [0.5] }
 [method]
 max_updates = 2
 kl_samples = 20
-mode = "hybrid"
-horizon = { sliding = 0 }
+estimator = "flow-score"
 evaluate_every = 2
 evaluation_simulations = 3
 posterior = "full-rank-gaussian"

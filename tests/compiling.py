@@ -4,9 +4,13 @@ import jax
 from jax._src import compiler
 
 _options_of_jax = compiler.get_compile_options
-#: XLA's preset for fast compilation, and kernels without its fusion emitters: together with
-#: `jax_disable_most_optimizations` they take less than half of the time.
-_QUICK = {"xla_cpu_opt_preset": "CPU_OPT_PRESET_FAST_COMPILE", "xla_cpu_use_fusion_emitters": False}
+#: XLA's preset for fast compilation, kernels without its fusion emitters, and one thread (every core has a worker):
+#: together with `jax_disable_most_optimizations` they take less than half of the time.
+_QUICK = {
+    "xla_cpu_opt_preset": "CPU_OPT_PRESET_FAST_COMPILE",
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
 
 
 def compile_quickly(quickly: bool) -> None:

@@ -7,6 +7,7 @@ compiler made) and the long ones, marked `slow`, run programs as users do; with 
 """
 
 import gc
+import importlib
 import shutil
 from pathlib import Path
 
@@ -14,8 +15,20 @@ import jax
 import pytest
 from compiling import compile_quickly
 
+# What is imported first while jaxtyping imports `calibrant` does not find its bytecode, and is compiled again.
+for _library in (
+    "arviz",
+    "blackjax",
+    "flowjax.flows",
+    "matplotlib.figure",
+    "numpyro.distributions",
+    "optax",
+    "pydantic",
+):
+    importlib.import_module(_library)
+
 MOST_KEPT = 2**31  # bytes of compiled programs
-MAPS, MOST_MAPPED = Path("/proc/self/maps"), 30_000
+MAPS, MOST_MAPPED = Path("/proc/self/maps"), 45_000
 QUICKLY = pytest.StashKey[bool]()
 
 
@@ -25,6 +38,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     jax.config.update("jax_num_cpu_devices", 8)  # several, for those tests that divide a program
+    gc.set_threshold(100_000, 50, 100)  # tracing makes many small objects, of which few are garbage
     if (cache := getattr(config, "cache", None)) is None:
         return
     programs = Path(cache.mkdir("programs"))

@@ -71,6 +71,7 @@ def test_refits_from_the_prior_are_the_exact_posteriors():
     assert result.convergence.enough
 
 
+@pytest.mark.slow
 def test_the_weight_at_which_intervals_cover_is_found():
     """`sum (x - y)^2 / n` has the exact posterior at w = 2 scale^2 / n, and twice or half of that is seen."""
     it = lines.problem(cal.losses.MeanSquaredError(), noise=lines.SCALE)

@@ -75,6 +75,7 @@ def test_a_run_directory_that_exists_is_refused_and_left_as_it_is(here, monkeypa
 
 
 def test_a_planned_calibration_tells_its_plan_and_its_gradients(here, monkeypatch, capsys):
+    monkeypatch.setattr("calibrant.inference._planner._TIMED_FOR", 1e-9)
     text = SMALL.format(data="synthetic = { seed = 1 }") + 'mode = "auto"\nmemory = 2\n'
     (here / "c.toml").write_text(text)
     code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml")

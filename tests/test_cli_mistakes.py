@@ -3,6 +3,12 @@
 import pytest
 from commands import JUNE, SMALL, run
 
+WALK = (
+    SMALL.replace('"sir"', '"random-walk"')
+    .replace("n_agents = 60", "")
+    .format(data="synthetic = { seed = 1 }")
+    .replace("[parameters.initial]\nvalue = 5.0\n", "")
+)
 BAD = {
     "no TOML": ("[model", "no valid TOML"),
     "an unknown table": (SMALL.format(data="synthetic = { seed = 1 }") + "\n[mehtod]\nx = 1\n", "mehtod"),
@@ -53,8 +59,8 @@ BAD = {
         "chooses simulations_at_once",
     ),
     "less memory than one simulation needs": (
-        SMALL.format(data="synthetic = { seed = 1 }") + 'mode = "auto"\nmemory = 1e-7\n',
-        "allow more `memory`",
+        WALK + 'mode = "auto"\nmemory = 1e-9\n',
+        "GiB are allowed; allow more `memory`",
     ),
     "a step without differences": (
         SMALL.format(data="synthetic = { seed = 1 }") + "step = 0.5\n",
@@ -103,11 +109,7 @@ BAD = {
         "streams belongs to",
     ),
     "weights of outputs without names": (
-        SMALL.replace('"sir"', '"random-walk"')
-        .replace("n_agents = 60", "")
-        .format(data="synthetic = { seed = 1 }")
-        .replace("[parameters.initial]\nvalue = 5.0\n", "")
-        + "\n[loss.weights]\nx = 1\n",
+        WALK + "\n[loss.weights]\nx = 1\n",
         "no named streams",
     ),
     "a number of steps and a last date": (

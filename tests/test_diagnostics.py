@@ -94,6 +94,7 @@ def test_a_parameter_that_the_horizon_cuts_is_named():
     assert "is zero" not in " ".join(advise(gradients(problem, prior, kept, points=4, repeats=4)))
 
 
+@pytest.mark.slow
 def test_straight_through_is_found_biased_in_households_and_the_controlled_score_is_not():
     """In households straight-through is too large; differences and the controlled score agree."""
     model = cal.models.SIR.small_world(100)
@@ -219,6 +220,7 @@ def test_a_few_enormous_gradients_do_not_decide_the_direction():
     assert sound.length == pytest.approx(1.0, abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_temperature_is_measured_where_it_starts_beside_a_low_one():
     model = cal.models.SIR.small_world(100)
     loss = cal.losses.CustomLoss(lambda x, y, p: jnp.mean(x["recovered"][:, -1]) / 100, per_simulation=True)

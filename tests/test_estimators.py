@@ -157,11 +157,11 @@ def with_a_sum_over_times(name):
     return cal.Problem(problem.model, problem.data, Squares(), steps=problem.steps)
 
 
-N = 120_000
+#: Simulations, so many that standard errors are below a fiftieth of the largest derivative.
+N = 30_000
 UNBIASED = [name for name, (estimator, _) in ESTIMATORS.items() if estimator.unbiased]
 
 
-@pytest.mark.optimised
 @pytest.mark.parametrize(
     ("estimator", "name"),
     product(
@@ -178,7 +178,7 @@ def test_the_mean_of_an_unbiased_estimator_is_the_enumerated_derivative(estimato
     exact = estimator.runs(problem, truth.size) >= 32  # it runs every outcome, and has no noise
     mean, error = estimate(problem, estimator, 40 if exact else 2 * N // replicates // 40 * 40, replicates)
     assert error.max() <= 0.02 * np.abs(truth).max()
-    assert np.all(np.abs(mean - truth) <= 4 * error + 1e-10)
+    assert np.all(np.abs(mean - truth) <= 4 * error + (1e-10 if exact else 1e-12))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -194,7 +194,7 @@ def test_truths_have_both_signs():
     assert np.sum(signs < 0) >= 3
 
 
-@pytest.mark.parametrize("name", ["choice", "trade"])
+@pytest.mark.parametrize("name", product(["choice", "trade"], soon=lambda name: name == "choice"))
 def test_a_network_that_has_learnt_leaves_the_mean_alone(name):
     """It begins at zero, where RELAX is REBAR."""
     relax = ESTIMATORS["relax"][0].prepare(problem_of(name), jax.random.key(1))
@@ -256,13 +256,11 @@ def seen_as_biased(estimator):
     return failed
 
 
-@pytest.mark.optimised
 @pytest.mark.parametrize("estimator", BIASED)
 def test_the_bias_of_a_biased_estimator_is_seen(estimator):
     assert len(seen_as_biased(BIASED[estimator])) == 3
 
 
-@pytest.mark.optimised
 def test_a_score_function_that_is_a_tenth_too_small_is_seen_as_biased():
     class Broken(cal.estimators.ScoreFunction):
         def losses(self, problem, run, values, seeds):
@@ -283,28 +281,33 @@ def test_a_draw_that_follows_from_another_of_its_step_is_not_held_for_known(name
 
     truth = estimates(problem(False), cal.estimators.Enumeration(), 1, 1)[0, 0]
     estimator, replicates = ESTIMATORS[name]
-    each = estimates(problem(inner), estimator, 20_000, replicates)[0]
+    each = estimates(problem(inner), estimator, 5_000, replicates)[0]
     error = each.std(0, ddof=1) / np.sqrt(len(each))
     assert error.max() <= 0.02 * np.abs(truth).max()
     assert np.all(np.abs(each.mean(0) - truth) <= 4 * error)
 
 
+#: name -> (model, parameters at which it is chaotic, steps)
+CHAOTIC = {
+    "market": (
+        cal.models.ThresholdMarket(50),
+        {"threshold": 0.008, "spread": 0.675, "news": 0.98, "depth": 0.165},
+        60,
+    ),
+    "brock-hommes": (cal.models.BrockHommes(50), {"g2": 0.956, "b2": 0.598, "g3": 0.98, "b3": -0.7455}, 97),
+}
+#: name -> (estimator, replicates, how many times as long as plain ones its gradients may be)
+CONTROLLED = {"muprop": (cal.estimators.MuProp(), 8, 3), "controlled-score": (cal.estimators.ControlledScore(), 32, 20)}
+
+
 @pytest.mark.parametrize(
-    ("model", "at", "steps"),
-    [
-        (cal.models.ThresholdMarket(50), {"threshold": 0.008, "spread": 0.675, "news": 0.98, "depth": 0.165}, 60),
-        (cal.models.BrockHommes(50), {"g2": 0.956, "b2": 0.598, "g3": 0.98, "b3": -0.7455}, 97),
-    ],
+    ("estimator", "model"),
+    product(CONTROLLED, CHAOTIC, soon=lambda *c: c in (("muprop", "brock-hommes"), ("controlled-score", "market"))),
 )
-@pytest.mark.parametrize(
-    ("estimator", "replicates", "times"),
-    [(cal.estimators.MuProp(), 8, 3), (cal.estimators.ControlledScore(), 32, 20)],
-    ids=["muprop", "controlled-score"],
-)
-def test_chaos_does_not_make_controlled_gradients_longer_than_plain_ones(
-    model, at, steps, estimator, replicates, times
-):
+def test_chaos_does_not_make_controlled_gradients_longer_than_plain_ones(estimator, model):
     """Along the paths of a chaotic model adjoints reach 10^14 of what the loss can change by, and replicates part."""
+    estimator, replicates, times = CONTROLLED[estimator]
+    model, at, steps = CHAOTIC[model]
     loss = cal.losses.CustomLoss(lambda x, y, p: jnp.mean(jnp.abs(x)), per_simulation=True)
     problem = cal.Problem(model, jnp.zeros(steps), loss, params=model.default_params.replace(at), steps=steps)
     values = {name: jnp.full(32, x) for name, x in at.items()}
@@ -322,6 +325,7 @@ def test_chaos_does_not_make_controlled_gradients_longer_than_plain_ones(
     assert np.all(controlled.max(1) <= 5 * times * plain.max(1))
 
 
+@pytest.mark.slow
 def test_branching_finds_the_one_draw_among_thousands_that_a_parameter_moves():
     """The one agent whose chance to be infected at first the parameter decides, in an epidemic of 8,000 draws."""
     model = cal.models.SIR(cal.networks.random_groups(400, 400, contiguous=True))
@@ -343,6 +347,7 @@ def test_branching_finds_the_one_draw_among_thousands_that_a_parameter_moves():
     assert error <= 0.2 * abs(reference)
 
 
+@pytest.mark.slow
 def test_controls_take_the_noise_of_a_population_away():
     """In a well-mixed population of 400: less noise than the score function and its state baseline, at equal cost."""
     model = cal.models.SIR(cal.networks.random_groups(400, 400, contiguous=True))
@@ -433,33 +438,36 @@ def accepted(estimator, replicates):
     raise AssertionError(estimator)
 
 
+FOUR_AT_ONCE = {"checkpointed": cal.CheckpointedReverseMode(), "hybrid": cal.HybridMode()}
+
+
 @pytest.mark.parametrize(
-    "name",
+    ("name", "mode"),
     product(
         ESTIMATORS,
-        soon=lambda name: name in ("straight-through", "controlled-score", "branching", "finite-differences"),
+        FOUR_AT_ONCE,
+        soon=lambda name, mode: (
+            mode == "hybrid" and name in ("straight-through", "controlled-score", "branching", "finite-differences")
+        ),
     ),
 )
-def test_a_gradient_does_not_depend_on_how_many_simulations_run_at_once(name):
+def test_a_gradient_does_not_depend_on_how_many_simulations_run_at_once(name, mode):
     estimator, replicates = ESTIMATORS[name]
     problem = accepted(estimator, replicates)
     estimator = estimator.prepare(problem, jax.random.key(0))
     values = {"beta": jnp.array([0.3, 0.9, 1.5]), "gamma": jnp.array([0.1, 0.3, 0.2])}
     seeds = cal.seeds(2, (3, replicates))
     results = []
-    reverse, checkpointed, hybrid = cal.ReverseMode(), cal.CheckpointedReverseMode(), cal.HybridMode()
-    for mode, at_once in ((reverse, None), (checkpointed, 4), (hybrid, 4)):
+    for each, at_once in ((cal.ReverseMode(), None), (FOUR_AT_ONCE[mode], 4)):
 
-        def total(values, mode=mode, at_once=at_once):
+        def total(values, mode=each, at_once=at_once):
             out = cal.expect(problem, values, seeds=seeds, estimator=estimator, mode=mode, simulations_at_once=at_once)
             return jnp.sum(out.losses), out.losses
 
         gradient, losses = jax.jit(jax.grad(total, has_aux=True))(values)
         results.append((losses, gradient["beta"], gradient["gamma"]))
-    for other in results[1:]:
-        np.testing.assert_allclose(other[0], results[0][0], rtol=1e-13)
-        np.testing.assert_allclose(other[1], results[0][1], rtol=1e-9)
-        np.testing.assert_allclose(other[2], results[0][2], rtol=1e-9)
+    for whole, some, rtol in zip(*results, (1e-13, 1e-9, 1e-9), strict=True):
+        np.testing.assert_allclose(some, whole, rtol=rtol)
 
 
 def _of_an_energy_score(replicates, estimator=None):

@@ -126,6 +126,7 @@ def test_penalties_move_the_posterior_as_the_integral_says(estimator):
     assert result.n_failed > 0
 
 
+@pytest.mark.slow
 def test_failures_that_are_as_likely_everywhere_do_not_move_the_posterior():
     """Success is as probable everywhere: the posterior is that of a model which never fails."""
     wanted = optimum(lambda t: (t - 1) ** 2)

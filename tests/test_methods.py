@@ -370,9 +370,11 @@ name = "mean-squared-error"
 """
 
 
-def test_a_method_of_a_configuration_is_run_read_back_and_compared(here, monkeypatch, capsys):
-    text = CONFIG.format(method='name = "mala"\nwarmup = 30\ndraws = 60\nreplicates = 2\nevaluate_every = 10')
-    (here / "c.toml").write_text(text)
+MALA = 'name = "mala"\nwarmup = 30\ndraws = 60\nreplicates = 2\nevaluate_every = 10'
+
+
+def test_a_method_of_a_configuration_is_run_and_read_back(here, monkeypatch, capsys):
+    (here / "c.toml").write_text(CONFIG.format(method=MALA))
     code, out, err = run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet")
     assert (code, err) == (0, "")
     assert "KL" not in out
@@ -389,8 +391,12 @@ def test_a_method_of_a_configuration_is_run_read_back_and_compared(here, monkeyp
     assert code == 0, err
     assert (here / "runs/c/report.html").read_text() == page
 
+
+@pytest.mark.slow
+def test_methods_are_compared_at_equal_numbers_of_simulations(here, monkeypatch, capsys):
+    (here / "c.toml").write_text(CONFIG.format(method=MALA))
     arguments = ("--methods", "gvi,smc-abc", "--budget", "2000", "--quiet")
-    code, out, err = run(monkeypatch, capsys, "compare", "c.toml", *arguments, "--datasets", "2")
+    code, _, err = run(monkeypatch, capsys, "compare", "c.toml", *arguments, "--datasets", "2")
     assert (code, err) == (0, "")
     folder = here / "comparisons/c"
     assert {p.name for p in folder.iterdir()} == {"comparison.csv", "comparison.json", "comparison.png"}

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 import toys
 
@@ -18,19 +19,25 @@ from calibrant._programs import Program, compiler_options
 from calibrant.inference import _planner as planner
 from calibrant.inference._gvi import _gradients_for_plan
 
-STEPS, AGENTS = 30, 20_000
+STEPS, AGENTS = 30, 1_000
 
 
 def problem(agents=AGENTS, steps=STEPS):
-    model = cal.models.SIR(cal.networks.random_groups(agents, 5, contiguous=True))
-    loss = cal.losses.Streams({"infected": cal.losses.MeanSquaredError(scale=100.0)})
-    return cal.Problem(model, {"infected": np.full(steps, 10.0)}, loss, params=model.Params(initial=50.5), steps=steps)
+    return cal.Problem(toys.Flips(agents), np.full(steps, 200.0), cal.losses.MeanSquaredError(100.0), steps=steps)
+
+
+@pytest.fixture(autouse=True)
+def timed_once(monkeypatch):
+    """What a program takes does not matter here."""
+    monkeypatch.setattr(planner, "_TIMED_FOR", 1e-9)
+
+
+PRIOR = cal.Prior({"p": dist.Normal(0.4, 0.3), "q": dist.Normal(0.3, 0.2)})
 
 
 @pytest.fixture(scope="module")
 def town():
-    it = problem()
-    return it, cal.Prior.of(it, free=["beta", "gamma"])
+    return problem(), PRIOR
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +51,6 @@ def gvi(**kwargs):
     return cal.GVI(family=cal.posteriors.FullRankGaussian(), **quick, **kwargs)
 
 
-@pytest.mark.optimised
 def test_reverse_mode_is_given_up_where_it_does_not_fit(town):
     """Reverse mode of one simulation needs more than the budget: the planner ends inside it."""
     state = AGENTS * 4
@@ -62,7 +68,6 @@ def test_reverse_mode_is_given_up_where_it_does_not_fit(town):
     assert {o.name: o.cut for o in plan.options}["reverse"] == ""
 
 
-@pytest.mark.optimised
 def test_what_runs_out_of_memory_after_all_is_not_chosen(town, free, monkeypatch):
     run = planner.Compiled.__call__
 
@@ -90,7 +95,6 @@ def test_the_plan_stays_inside_the_budget_as_measured():
     assert got["planned"] <= budget
 
 
-@pytest.mark.optimised
 def test_a_group_of_simulations_is_found(town, free):
     """All of an update do not fit in reverse mode, and some do."""
     whole = next(o for o in free.options if o.name == "reverse")
@@ -119,7 +123,6 @@ def test_where_a_hybrid_is_cut(mode, at_once, separable, cut):
     assert planner._cut(option, 2, 8, separable) == cut
 
 
-@pytest.mark.optimised
 def test_a_plan_changes_no_result(town):
     it, prior = town
     method, plan = gvi(mode=cal.AutoMode(8.0)).planned(it, prior)
@@ -144,11 +147,10 @@ def test_a_budget_smaller_than_one_simulation_is_refused(town):
 )
 def test_a_gradient_of_every_kind_is_planned(estimator):
     it = problem(agents=50, steps=3)
-    prior = cal.Prior.of(it, free=["beta", "gamma"])
-    method, plan = gvi(mode=cal.AutoMode(), estimator=estimator).planned(it, prior)
+    method, plan = gvi(mode=cal.AutoMode(), estimator=estimator).planned(it, PRIOR)
     derivative = isinstance(estimator, cal.estimators.REBAR | cal.Corrected)
     assert {o.name for o in plan.options} >= ({"reverse", "hybrid"} if derivative else {"no derivative"})
-    method.check(it, prior)
+    method.check(it, PRIOR)
 
 
 def test_memory_is_what_the_compiler_says(town):
@@ -250,7 +252,7 @@ def test_an_update_is_refused_before_there_is_a_plan():
     it = problem(agents=10, steps=2)
     method = gvi(mode=cal.AutoMode())
     with pytest.raises(ValueError, match="settled before the first update"):
-        method.step(it, method.init(it, cal.Prior.of(it), 0), 1)
+        method.step(it, method.init(it, PRIOR, 0), 1)
 
 
 def test_a_planned_calibration_keeps_its_plan(tmp_path):

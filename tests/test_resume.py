@@ -322,11 +322,3 @@ def test_a_resumption_is_refused(arguments, message, here, monkeypatch, capsys):
     code, _, err = run(monkeypatch, capsys, "calibrate", *arguments)
     assert code == 2
     assert message in " ".join(err.split())
-
-
-def test_a_calibration_that_is_refused_leaves_nothing_behind(here, monkeypatch, capsys):
-    (here / "c.toml").write_text(CONFIG + 'mode = "auto"\nmemory = 1e-9\n')
-    code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet", "--out", "r")
-    assert code == 2
-    assert "GiB are allowed" in err
-    assert [p.name for p in here.iterdir()] == ["c.toml"]

@@ -135,8 +135,10 @@ def test_equal_seeds_give_equal_runs_of_one_array():
 
 @pytest.mark.parametrize(
     "estimator",
-    [cal.estimators.Pathwise(), cal.estimators.FiniteDifferences()],
-    ids=["pathwise", "finite differences"],
+    [
+        pytest.param(cal.estimators.Pathwise(), id="pathwise"),
+        pytest.param(cal.estimators.FiniteDifferences(), id="finite differences", marks=pytest.mark.slow),
+    ],
 )
 def test_a_simulator_in_pytorch_has_its_known_posterior(estimator):
     """A normal mean: ten data of standard deviation 1, prior N(0, 1)."""
@@ -149,7 +151,7 @@ def test_a_simulator_in_pytorch_has_its_known_posterior(estimator):
     problem = cal.Problem(model, data, cal.losses.GaussianLogLikelihood(1.0))
     method = cal.GVI(
         estimator=estimator,
-        simulations=20,
+        simulations=6,
         max_updates=300,
         learning_rate=3e-2,
         final_learning_rate=1e-3,

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from calibrant._figures import BLUE, GREY, INK, RED, grid, legend
 from calibrant.checks._calibration import CalibrationCheck
 from calibrant.checks._identifiability import Identifiability
 from calibrant.checks._predictive import PredictiveCheck
@@ -12,20 +13,9 @@ from calibrant.checks._sensitivity import Sensitivity
 from calibrant.checks._uniform import envelope
 from calibrant.checks._weight import WeightSearch
 
-BLUE, GREY, INK, RED = "#2563a8", "#9aa3ad", "#22272e", "#c2410c"
-
 
 def _axes(n: int, *, width: float = 3.3, height: float = 2.6, columns: int = 4) -> tuple[Figure, list[Any]]:
-    columns = min(columns, n)
-    rows = -(-n // columns)
-    figure = Figure(figsize=(max(width * columns, 5.0), height * rows), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    for axis in axes[n:]:
-        axis.set_visible(False)
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=8)
-    return figure, list(axes[:n])
+    return grid(n, width=width, height=height, columns=columns, least=5.0)
 
 
 def _ecdf_difference(axis: Any, u: np.ndarray, *, size: float, color: str, label: str) -> None:
@@ -42,14 +32,14 @@ def _ecdf_difference(axis: Any, u: np.ndarray, *, size: float, color: str, label
 def ranks_figure(check: CalibrationCheck) -> Figure:
     """Ranks of every parameter, plain and folded: distribution function minus the uniform one, inside an envelope that
     a right posterior leaves with probability `size`; width factor and shift beside."""
-    panels = len(check.verdicts) + 1
-    figure, axes = _axes(panels, columns=3 if panels in (5, 6) else 4)
+    n = len(check.verdicts) + 1
+    figure, axes = _axes(n, columns=3 if n in (5, 6) else 4)
     for axis, v, u in zip(axes, check.verdicts, check.ranks.T, strict=False):
         _ecdf_difference(axis, u, size=check.size, color=BLUE, label="ranks")
         _ecdf_difference(axis, np.abs(2 * u - 1), size=check.size, color=RED, label="folded ranks")
         axis.set_title(f"{v.name}: {v.word}", fontsize=9, color=INK if v.word == "calibrated" else RED)
         axis.set_xlabel("rank / draws", fontsize=8)
-    axes[0].legend(fontsize=7.5, frameon=False)
+    legend(figure, axes)
     axis, names = axes[-1], [v.name for v in check.verdicts]
     y = np.arange(len(names))[::-1]
     for v, at in zip(check.verdicts, y, strict=True):
@@ -123,7 +113,6 @@ def identifiability_figure(it: Identifiability) -> Figure:
         axes[1].barh(y - 0.18, it.predicted.contraction, height=0.32, color=GREY, label="information")
     axes[1].set_yticks(y, [it.directions.label(i) for i in range(dim)], fontsize=6 if dim > 2 else 8)
     axes[1].set_title("contraction of directions (of the posterior)", fontsize=9)
-    axes[1].legend(fontsize=7, frameon=False, loc="lower right")
     for axis in axes[:2]:
         axis.set_xlim(0, 1)
         axis.set_ylim(-0.6, dim - 0.4)
@@ -132,6 +121,7 @@ def identifiability_figure(it: Identifiability) -> Figure:
         _curves(axis, rows, it.names)
         axis.axhline(0, color=GREY, lw=0.8)
         axis.set_title(f"derivative of {name} at the median, per prior sd", fontsize=9)
+    legend(figure, axes)
     return figure
 
 
@@ -150,11 +140,11 @@ def sensitivity_figure(it: Sensitivity) -> Figure:
     axes[0].set_yticks(y, streams, fontsize=8)
     axes[0].set_xlim(0, max(1.0, float(np.max(left + noise))))
     axes[0].set_title("share of the variance over the prior, parameter alone", fontsize=9)
-    axes[0].legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3)
     for axis, stream in zip(axes[1:], streams, strict=True):
         _curves(axis, it.by_point[stream], it.names)
         axis.set_ylim(-0.02, 1.02)
         axis.set_title(f"{stream}: first-order index", fontsize=9)
+    legend(figure, axes)
     return figure
 
 
@@ -166,7 +156,6 @@ def _curves(axis: Any, rows: np.ndarray, names: tuple[str, ...]) -> None:
     for i, name in enumerate(names):
         axis.plot(np.arange(1, len(rows) + 1), rows[:, i], "o-", ms=2, lw=1.2, color=f"C{i}", label=name)
     axis.set_xlabel("data point", fontsize=8)
-    axis.legend(fontsize=7, frameon=False)
 
 
 def weight_figure(search: WeightSearch) -> Figure:
@@ -184,5 +173,5 @@ def weight_figure(search: WeightSearch) -> Figure:
     axis.set_xscale("log")
     axis.set_xlabel("weight w of the KL divergence", fontsize=9)
     axis.set_ylabel(f"truths inside intervals of {search.nominal:.0%}", fontsize=9)
-    axis.legend(fontsize=8, frameon=False)
+    legend(figure, [axis])
     return figure

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from calibrant._config import ConfigError, build_model
+from calibrant._figures import BLUE, RED, grid, legend
 from calibrant._files import atomic_path, write_text
 from calibrant._programs import compiled
 from calibrant._randomness import seeds
@@ -81,20 +82,15 @@ def _table(was: Any, would: Any, dates: Any) -> str:
 
 def _figure(was: Any, would: Any, dates: Any, title: str) -> Figure:
     names = _series(was)
-    figure = Figure(figsize=(11, 3.0 * -(-len(names) // 2)), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(-(-len(names) // 2), 2)).ravel()
-    for axis in axes[len(names) :]:
-        axis.set_visible(False)
-    for axis, name in zip(axes, names, strict=False):
-        for x, label, color in ((was[name], "as it was", "#2563a8"), (would[name], title, "#c2410c")):
+    figure, axes = grid(len(names), width=5.5, height=3.0, columns=2)
+    for axis, name in zip(axes, names, strict=True):
+        for x, label, color in ((was[name], "as it was", BLUE), (would[name], title, RED)):
             low, middle, high = np.quantile(x, _QUANTILES, axis=0)
             axis.fill_between(dates, low, high, color=color, alpha=0.2, lw=0)
             axis.plot(dates, middle, color=color, lw=1.4, label=label)
         axis.set_title(name.replace("_", " "), fontsize=10)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=8)
         axis.xaxis.set_major_formatter(_short_dates(axis))
-    axes[0].legend(fontsize=8, frameon=False)
+    legend(figure, axes)
     return figure
 
 

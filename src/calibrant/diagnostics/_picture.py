@@ -4,10 +4,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from calibrant._figures import BLUE, GREY, RED
 from calibrant.diagnostics._advice import best
 from calibrant.diagnostics._gradients import GradientHealth
-
-BLUE, GREY, RED = "#2563a8", "#9aa3ad", "#c2410c"
 
 
 def gradients_figure(health: GradientHealth) -> Figure:

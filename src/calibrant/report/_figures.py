@@ -8,22 +8,12 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
 from calibrant._calibration import Calibration
+from calibrant._figures import BLUE, GREY, INK, RED, grid, legend
 from calibrant.report._failures import failure_maps
-
-BLUE, GREY, INK, RED = "#2563a8", "#9aa3ad", "#22272e", "#c2410c"
 
 
 def _grid(n: int, *, width: float = 3.1, height: float = 2.5, columns: int = 3) -> tuple[Figure, list[Any]]:
-    columns = min(columns, n)
-    rows = -(-n // columns)
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    for axis in axes[n:]:
-        axis.set_visible(False)
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=8)
-    return figure, list(axes[:n])
+    return grid(n, width=width, height=height, columns=columns)
 
 
 def posterior_figure(calibration: Calibration, units: dict[str, str], truth: dict[str, float] | None = None) -> Figure:
@@ -55,7 +45,7 @@ def posterior_figure(calibration: Calibration, units: dict[str, str], truth: dic
         axis.set_title(f"{label}{unit}\n{middle:.3g} ({left:.3g} to {right:.3g})", fontsize=8.5)
         axis.set_yticks([])
         axis.spines["left"].set_visible(False)
-    axes[0].legend(fontsize=7.5, frameon=False)
+    legend(figure, axes)
     return figure
 
 
@@ -104,7 +94,7 @@ def predictive_figure(
                 axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
             else:
                 axis.set_xlabel("time", fontsize=8)
-        axis.legend(fontsize=7.5, frameon=False)
+    legend(figure, axes)
     return figure
 
 
@@ -183,5 +173,5 @@ def failures_figure(calibration: Calibration) -> Figure:
         axis.set_ylim(0, max(2.0, 115 * float(np.max(m.share))))
         axis.set_title(m.name, fontsize=9)
         axis.set_ylabel("% not finite", fontsize=8)
-    axes[0].legend(fontsize=7.5, frameon=False)
+    legend(figure, axes)
     return figure

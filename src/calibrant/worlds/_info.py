@@ -85,7 +85,7 @@ def figure(world: World) -> Any:
     axis.set_xticks(range(1, 7), ["1", "2", "3", "4", "5", "6+"])
     axis.set(title="Household size (London has more of one and of six)", xlabel="people")
     axis.yaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="upper right")
 
     axis = axes[1, 0]
     for kind, name in enumerate(ACTIVITIES):
@@ -99,7 +99,7 @@ def figure(world: World) -> Any:
     axis.set(
         title="Venue sizes (grey: 13% of companies have 10 or more)", xlabel="people", ylabel="share at least as large"
     )
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="lower left")
 
     axis = axes[1, 1]
     people = np.bincount(world.area, minlength=world.n_areas)
