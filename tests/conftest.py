@@ -15,18 +15,7 @@ import jax
 import pytest
 from compiling import compile_quickly
 
-# What is imported first while jaxtyping imports `calibrant` does not find its bytecode, and is compiled again.
-for _library in (
-    "arviz",
-    "blackjax",
-    "flowjax.flows",
-    "matplotlib.figure",
-    "numpyro.distributions",
-    "optax",
-    "pydantic",
-):
-    importlib.import_module(_library)
-
+LIBRARIES = "arviz blackjax flowjax.flows matplotlib.figure numpyro.distributions optax pydantic"
 MOST_KEPT = 2**31  # bytes of compiled programs
 MAPS, MOST_MAPPED = Path("/proc/self/maps"), 45_000
 QUICKLY = pytest.StashKey[bool]()
@@ -39,6 +28,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     jax.config.update("jax_num_cpu_devices", 8)  # several, for those tests that divide a program
     gc.set_threshold(100_000, 50, 100)  # tracing makes many small objects, of which few are garbage
+    for name in LIBRARIES.split():  # what jaxtyping's import of `calibrant` imports does not find its bytecode
+        importlib.import_module(name)
     if (cache := getattr(config, "cache", None)) is None:
         return
     programs = Path(cache.mkdir("programs"))
