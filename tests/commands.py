@@ -24,6 +24,15 @@ kl_samples = 50
 posterior = "full-rank-gaussian"
 """
 
+#: The smallest model, and one parameter, `p`.
+WALK = (
+    SMALL.replace('"sir"', '"random-walk"')
+    .replace("n_agents = 60", "")
+    .format(data="synthetic = { seed = 1 }")
+    .replace("[parameters.initial]\nvalue = 5.0\n", "")
+    .replace("log-mean-squared-error", "mean-squared-error")
+)
+
 JUNE = """
 [model]
 name = "june"

@@ -1,9 +1,13 @@
 """What the compiler is asked to do, and how hard it tries."""
 
+import functools
+
 import jax
 from jax._src import compiler
+from jax._src.interpreters import mlir
 
 _options_of_jax = compiler.get_compile_options
+_new_context = mlir.make_ir_context
 #: XLA's preset for fast compilation, kernels without its fusion emitters, and one thread (every core has a worker):
 #: together with `jax_disable_most_optimizations` they take less than half of the time.
 _QUICK = {
@@ -19,6 +23,8 @@ def compile_quickly(quickly: bool) -> None:
     JAX does not compile again what it has, so it is made to forget.
     """
     jax.clear_caches()
+    # JAX writes each program in a context of its own, and making one takes longer than writing a small program in it.
+    mlir.make_ir_context = functools.cache(_new_context) if quickly else _new_context
     jax.config.update("jax_disable_most_optimizations", quickly)
     compiler.get_compile_options = _quick_options if quickly else _options_of_jax
 

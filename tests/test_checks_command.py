@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from commands import SMALL, run
+from commands import WALK, run
 
 from calibrant.cli import main
 
@@ -13,7 +13,7 @@ from calibrant.cli import main
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("calibrated")
-    (folder / "small.toml").write_text(SMALL.format(data="synthetic = { seed = 1 }"))
+    (folder / "small.toml").write_text(WALK)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("sys.argv", ["calibrant", "calibrate", "small.toml", "--out", "r", "--quiet"])
@@ -48,9 +48,9 @@ def test_a_check_of_a_run_writes_its_verdict_figures_and_report(weight, a_run, m
     assert found["importance"] is None
     assert "generalised posterior at this weight" in found["verdict"]
     assert found["weight"] == 0.01
-    assert set(found["calibration"]["parameters"]) == {"beta", "gamma"}
+    assert set(found["calibration"]["parameters"]) == {"p"}
     ranks = np.array(list(found["calibration"]["ranks"].values()))
-    assert ranks.shape == (2, 12)
+    assert ranks.shape == (1, 12)
     assert not weight or len(found["weight_search"]["steps"]) >= 1
     for name in ("ranks", "coverage", "predictive", "identifiability", "sensitivity", *(["weight"] if weight else [])):
         assert (a_run / f"check-{name}.png").read_bytes()[:4] == b"\x89PNG"
@@ -58,7 +58,7 @@ def test_a_check_of_a_run_writes_its_verdict_figures_and_report(weight, a_run, m
     assert "Can it be trusted?" in report
     assert found["verdict"].split(":")[0] in report
     assert "Refitting" in err
-    assert "beta" in out
+    assert "│ p " in out
     # The report is written anew with the check in it.
     assert run(monkeypatch, capsys, "report", "r")[0] == 0
     assert "Can it be trusted?" in (a_run / "report.html").read_text()

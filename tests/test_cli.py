@@ -7,7 +7,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import JUNE, SMALL, run
+from commands import JUNE, SMALL, WALK, run
 from registry import CONFIGURATION_STEPS
 
 import calibrant as cal
@@ -76,7 +76,7 @@ def test_a_run_directory_that_exists_is_refused_and_left_as_it_is(here, monkeypa
 
 def test_a_planned_calibration_tells_its_plan_and_its_gradients(here, monkeypatch, capsys):
     monkeypatch.setattr("calibrant.inference._planner._TIMED_FOR", 1e-9)
-    text = SMALL.format(data="synthetic = { seed = 1 }") + 'mode = "auto"\nmemory = 2\n'
+    text = WALK + 'mode = "auto"\nmemory = 2\n'
     (here / "c.toml").write_text(text)
     code, _, err = run(monkeypatch, capsys, "calibrate", "c.toml")
     assert code == 0
@@ -85,7 +85,7 @@ def test_a_planned_calibration_tells_its_plan_and_its_gradients(here, monkeypatc
     assert "Gradients at the start" in err
     manifest = json.loads((here / "runs/c/manifest.json").read_text())
     assert manifest["plan"]["chosen"] in {o["mode"] for o in manifest["plan"]["options"]}
-    assert set(manifest["gradient_check"]) == {"beta", "gamma"}
+    assert set(manifest["gradient_check"]) == {"p"}
     page = (here / "runs/c/report.html").read_text()
     for heading in ("<h2>Plan</h2>", "<h2>Gradients at the start</h2>"):
         assert heading in page
@@ -100,7 +100,7 @@ def test_a_planned_calibration_tells_its_plan_and_its_gradients(here, monkeypatc
 
 
 def test_gradients_are_looked_at_before_a_calibration_and_after(here, monkeypatch, capsys):
-    (here / "c.toml").write_text(SMALL.format(data="synthetic = { seed = 1 }"))
+    (here / "c.toml").write_text(WALK)
     code, out, err = run(monkeypatch, capsys, "gradients", "c.toml", "--points", "2", "--repeats", "4")
     assert (code, err) == (0, "")
     assert "straight-through, H = 0" in " ".join(out.split())

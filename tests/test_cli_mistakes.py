@@ -1,14 +1,8 @@
 """How mistakes on the command line end: in one sentence, exit code 2, and nothing left behind."""
 
 import pytest
-from commands import JUNE, SMALL, run
+from commands import JUNE, SMALL, WALK, run
 
-WALK = (
-    SMALL.replace('"sir"', '"random-walk"')
-    .replace("n_agents = 60", "")
-    .format(data="synthetic = { seed = 1 }")
-    .replace("[parameters.initial]\nvalue = 5.0\n", "")
-)
 BAD = {
     "no TOML": ("[model", "no valid TOML"),
     "an unknown table": (SMALL.format(data="synthetic = { seed = 1 }") + "\n[mehtod]\nx = 1\n", "mehtod"),

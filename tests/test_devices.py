@@ -64,7 +64,7 @@ def test_a_gradient_in_every_mode_is_the_same_on_many_devices(mesh, how, x64):
         _close(losses(model, how, *modes), alone, 1e-10)
 
 
-@pytest.mark.parametrize("name", product(BUNDLED, soon=lambda name: name == "sir"))
+@pytest.mark.parametrize("name", product(BUNDLED, soon=lambda name: name == "brock-hommes"))
 def test_the_gradient_of_a_bundled_model_is_the_same_on_many_devices(name):
     model, how = model_of(name)
     modes = cal.HybridMode(), cal.SlidingHorizon(0)
@@ -219,6 +219,7 @@ def test_a_venue_cut_between_two_blocks_counts_the_agents_of_both(x64):
         Incidence(np.array([0, 3, 1, 3, 5, 5]), 6, blocks=2, cut=1)
 
 
+@pytest.mark.slow
 def test_a_world_laid_out_on_disk_is_read_by_parts(tmp_path):
     people = worlds.Population.of(TOWN, blocks=4, near=3)
     people.save(tmp_path / "town.h5")

@@ -52,7 +52,7 @@ BUNDLED = ("random-walk", "sir", "brock-hommes", "regional-sir")
         ["checkpointed", "hybrid"],
         soon=lambda model, horizon, mode: (
             (model in TOYS and mode == "hybrid")
-            or (model, mode) == ("choice", "checkpointed")
+            or (model, horizon, mode) == ("choice", "sliding-1", "checkpointed")
             or (model, horizon) == ("lags", "sliding-4")
             or (model in BUNDLED and (horizon, mode) == ("sliding-1", "hybrid"))
         ),

@@ -142,8 +142,12 @@ def test_a_budget_smaller_than_one_simulation_is_refused(town):
 
 @pytest.mark.parametrize(
     "estimator",
-    [cal.FiniteDifferences(), cal.FlowScore(), cal.estimators.REBAR(), cal.Corrected()],
-    ids=lambda estimator: type(estimator).__name__,
+    [
+        pytest.param(cal.FiniteDifferences(), id="differences"),
+        pytest.param(cal.FlowScore(), id="flow score"),
+        pytest.param(cal.Corrected(), id="corrected"),
+        pytest.param(cal.estimators.REBAR(), id="one that learns", marks=pytest.mark.slow),
+    ],
 )
 def test_a_gradient_of_every_kind_is_planned(estimator):
     it = problem(agents=50, steps=3)

@@ -126,7 +126,7 @@ def test_a_posterior_piled_at_a_bound_is_fitted():
     np.testing.assert_allclose(1 - draws.mean(), 1 / 20, rtol=0.25)
 
 
-@pytest.mark.optimised
+@pytest.mark.slow
 def test_a_posterior_on_a_simplex_is_fitted():
     """Counts 6, 3, 1 of three categories under a flat Dirichlet: the posterior is Dirichlet(7, 4, 2)."""
 
