@@ -17,7 +17,7 @@ from compiling import compile_quickly
 
 LIBRARIES = "arviz blackjax flowjax.flows matplotlib.figure numpyro.distributions optax pydantic"
 MOST_KEPT = 2**31  # bytes of compiled programs
-MAPS, MOST_MAPPED = Path("/proc/self/maps"), 30_000
+MAPS, MOST_MAPPED = Path("/proc/self/maps"), 45_000
 QUICKLY = pytest.StashKey[bool]()
 
 

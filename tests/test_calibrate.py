@@ -72,12 +72,14 @@ def test_a_start_is_refused(changed, match):
 @pytest.mark.parametrize(
     "estimator",
     [
-        cal.estimators.REBAR(),
-        cal.estimators.RELAX(),
-        cal.estimators.Pathwise(cal.GumbelSoftmax(lambda update: 1.0 * 0.9**update)),
-        cal.Corrected(),
+        pytest.param(cal.estimators.REBAR(), id="REBAR"),
+        pytest.param(cal.estimators.RELAX(), id="RELAX", marks=pytest.mark.slow),
+        pytest.param(
+            cal.estimators.Pathwise(cal.GumbelSoftmax(lambda update: 1.0 * 0.9**update)),
+            id="Gumbel-softmax on a schedule",
+        ),
+        pytest.param(cal.Corrected(), id="corrected"),
     ],
-    ids=["REBAR", "RELAX", "Gumbel-softmax on a schedule", "corrected"],
 )
 def test_an_estimator_that_changes_with_updates_does_so_however_many_run_at_once(estimator):
     problem = cal.Problem(toys.Flips(2), jnp.ones(3), cal.losses.MeanSquaredError(), steps=3)

@@ -222,7 +222,7 @@ def test_the_final_size_in_one_well_mixed_venue_solves_its_equation():
     assert abs(sizes.mean() - z) < 4 * max(sizes.std(), 0.01) / 2
 
 
-@pytest.mark.parametrize("size", [2, 3], ids=["pairs", "threes"])
+@pytest.mark.parametrize("size", [pytest.param(2, id="pairs"), pytest.param(3, id="threes", marks=pytest.mark.slow)])
 def test_the_attack_rate_in_households_equals_the_chain_binomial(size):
     """Reed and Frost's chains with random infectiousness: Ball 1986, Advances in Applied Probability 18: 289."""
     n = 30_000
