@@ -52,7 +52,7 @@ def pytest_runtest_setup(item):
 def pytest_runtest_teardown(item):
     # A program takes a thousand areas of memory, and Linux allows a process 65,530. JAX dies where it gets no more.
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPPED:
-        jax.clear_caches()
+        compile_quickly(item.config.stash[QUICKLY])
         gc.collect()
 
 

@@ -160,9 +160,12 @@ def with_a_sum_over_times(name):
 N = 30_000
 #: Simulations, so many that standard errors are below a fiftieth of the largest derivative.
 ENOUGH = dict.fromkeys(CASES, N) | {"contagion": N // 2}
+#: The long run has four times as many, which sees half the bias.
+MANY = pytest.mark.parametrize("many", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["enough", "many"])
 UNBIASED = [name for name, (estimator, _) in ESTIMATORS.items() if estimator.unbiased]
 
 
+@MANY
 @pytest.mark.parametrize(
     ("estimator", "name"),
     product(
@@ -171,13 +174,14 @@ UNBIASED = [name for name, (estimator, _) in ESTIMATORS.items() if estimator.unb
         soon=lambda estimator, name: name == "contagion" or (name == "choice" and "pooled" not in estimator),
     ),
 )
-def test_the_mean_of_an_unbiased_estimator_is_the_enumerated_derivative(estimator, name):
+def test_the_mean_of_an_unbiased_estimator_is_the_enumerated_derivative(estimator, name, many):
     estimator, replicates = ESTIMATORS[estimator]
     problem, truth = problem_of(name), truth_of(name)
     if getattr(estimator, "reward_to_go", False):
         problem, truth = with_a_sum_over_times(name), truth_of_sums(name)
     exact = estimator.runs(problem, truth.size) >= 32  # it runs every outcome, and has no noise
-    mean, error = estimate(problem, estimator, 40 if exact else 2 * ENOUGH[name] // replicates // 40 * 40, replicates)
+    simulations = 4 * N if many else ENOUGH[name]
+    mean, error = estimate(problem, estimator, 40 if exact else 2 * simulations // replicates // 40 * 40, replicates)
     assert error.max() <= 0.02 * np.abs(truth).max()
     assert np.all(np.abs(mean - truth) <= 4 * error + (1e-10 if exact else 1e-12))
 
@@ -195,8 +199,9 @@ def test_truths_have_both_signs():
     assert np.sum(signs < 0) >= 3
 
 
+@MANY
 @pytest.mark.parametrize("name", product(["choice", "trade"], soon=lambda name: name == "choice"))
-def test_a_network_that_has_learnt_leaves_the_mean_alone(name):
+def test_a_network_that_has_learnt_leaves_the_mean_alone(name, many):
     """It begins at zero, where RELAX is REBAR."""
     relax = ESTIMATORS["relax"][0].prepare(problem_of(name), jax.random.key(1))
     weight = jax.random.normal(jax.random.key(2), relax.control.network.layers[-1].weight.shape)
@@ -206,7 +211,7 @@ def test_a_network_that_has_learnt_leaves_the_mean_alone(name):
         def prepare(self, problem, key):
             return relax
 
-    mean, error = estimate(problem_of(name), Learnt(), N)
+    mean, error = estimate(problem_of(name), Learnt(), 4 * N if many else N)
     truth = truth_of(name)
     assert error.max() <= 0.02 * np.abs(truth).max()
     assert np.all(np.abs(mean - truth) <= 4 * error)
@@ -271,9 +276,10 @@ def test_a_score_function_that_is_a_tenth_too_small_is_seen_as_biased():
     assert len(seen_as_biased(Broken())) == 3
 
 
+@MANY
 @pytest.mark.parametrize("inner", [False, True])
 @pytest.mark.parametrize("name", ["score-function-state", "muprop", "controlled-score"])
-def test_a_draw_that_follows_from_another_of_its_step_is_not_held_for_known(name, inner):
+def test_a_draw_that_follows_from_another_of_its_step_is_not_held_for_known(name, inner, many):
     """The law is the same in an inner loop."""
 
     def problem(inner):
@@ -282,7 +288,7 @@ def test_a_draw_that_follows_from_another_of_its_step_is_not_held_for_known(name
 
     truth = estimates(problem(False), cal.estimators.Enumeration(), 1, 1)[0, 0]
     estimator, replicates = ESTIMATORS[name]
-    each = estimates(problem(inner), estimator, 5_000, replicates)[0]
+    each = estimates(problem(inner), estimator, 20_000 if many else 5_000, replicates)[0]
     error = each.std(0, ddof=1) / np.sqrt(len(each))
     assert error.max() <= 0.02 * np.abs(truth).max()
     assert np.all(np.abs(each.mean(0) - truth) <= 4 * error)

@@ -84,8 +84,10 @@ def _each_alone():
 IN_A_BATCH = {"reverse": cal.ReverseMode(), "checkpointed": cal.CheckpointedReverseMode(), "hybrid": cal.HybridMode()}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("mode", "few"), product(IN_A_BATCH, ["all at once", "two at once"], soon=lambda *case: False))
+@pytest.mark.parametrize("few", ["all at once", "two at once"])
+@pytest.mark.parametrize("mode", IN_A_BATCH)
 def test_a_batch_of_june_is_differentiated_like_each_alone(mode, few):
     at_once = 2 if few == "two at once" else None
     gradient, values, words = _gradients_of_losses(mode=IN_A_BATCH[mode], simulations_at_once=at_once)

@@ -23,7 +23,7 @@ def grid(n: int, *, width: float, height: float, columns: int, least: float = 0.
     return figure, list(axes[:n])
 
 
-def legend(figure: Figure, axes: Sequence[Any], *, columns: int = 4) -> None:
+def legend(figure: Figure, axes: Sequence[Any]) -> None:
     """One legend for all `axes`, below them. Each label stands there once.
 
     A legend over the data hides some of it, and matplotlib takes seconds to find a free place among many points.
@@ -31,5 +31,5 @@ def legend(figure: Figure, axes: Sequence[Any], *, columns: int = 4) -> None:
     labelled = {label: h for axis in axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     if labelled:
         figure.legend(
-            labelled.values(), labelled.keys(), loc="outside lower center", ncols=columns, fontsize=8, frameon=False
+            labelled.values(), labelled.keys(), loc="outside lower center", ncols=4, fontsize=8, frameon=False
         )
