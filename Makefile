@@ -17,7 +17,7 @@ calibrate: $(VENV)/.calibrant
 test: $(VENV)/.test
 	$(PYTEST)
 
-# The long tests, and those that compare bits, with programs compiled as users compile them.
+# The long tests; and those that compare bits, with programs compiled as users compile them.
 slow: $(VENV)/.test
 	$(PYTEST) --optimised -m "slow or bits"
 

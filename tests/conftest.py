@@ -2,8 +2,8 @@
 
 Most of a test's time is compilation. Programs are kept on disk, in pytest's cache, across tests, workers and runs. They
 are compiled with few optimisations, which halves the time and changes results by rounding: sums are taken in another
-order, and a product and a sum are rounded apart. Tests marked `optimised` (they look at bits, memory or what the
-compiler made) and the long ones, marked `slow`, run programs as users do; with `--optimised` all do.
+order, and a product and a sum are rounded apart. Tests marked `optimised` (they look at memory or what the compiler
+made, or run for long) run programs as users do; with `--optimised` those marked `bits` do too.
 """
 
 import gc
@@ -22,7 +22,7 @@ QUICKLY = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser):
-    parser.addoption("--optimised", action="store_true", help="compile all programs as users do")
+    parser.addoption("--optimised", action="store_true", help="compile what is marked `bits` as users do")
 
 
 def pytest_configure(config):
@@ -40,10 +40,14 @@ def pytest_configure(config):
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def as_users_do(item):
+    bits = item.config.getoption("--optimised") and item.get_closest_marker("bits")
+    return bool(bits or item.get_closest_marker("optimised"))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    marked = any(item.get_closest_marker(name) for name in ("slow", "optimised"))
-    quickly = not (marked or item.config.getoption("--optimised"))
+    quickly = not as_users_do(item)
     if item.config.stash.get(QUICKLY, False) != quickly:
         item.config.stash[QUICKLY] = quickly
         compile_quickly(quickly)
@@ -58,7 +62,7 @@ def pytest_runtest_teardown(item):
 
 def pytest_collection_modifyitems(items):
     # First those that are marked, so that a worker changes from one kind to the other once.
-    items.sort(key=lambda item: item.get_closest_marker("optimised") is None)
+    items.sort(key=as_users_do, reverse=True)
 
 
 @pytest.fixture

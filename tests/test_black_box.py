@@ -5,52 +5,15 @@ import json
 import logging
 import re
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import pytest
+from boxes import DATA, black_box, failing, losses, noisy
 
 import calibrant as cal
-from calibrant._config import ConfigError, parse_config
-from calibrant.black_box import Command, Csv, Joblib, Json
-
-HERE = Joblib(1)
-MU = {"mu": cal.parameter(0.3, prior=dist.Normal(0.0, 1.0), units="m")}
-DATA = {"x": np.array([0.5, 0.9, 1.1, 0.7])}
-
-
-def black_box(run, **kwargs):
-    return cal.BlackBox(run, **{"parameters": MU, "outputs": {"x": 4}, "executor": HERE, **kwargs})
-
-
-def losses(model, mu, replicates=1):
-    problem = cal.Problem(model, DATA, cal.losses.GaussianLogLikelihood(1.0))
-    out = cal.expect(problem, {"mu": jnp.asarray(mu)}, seeds=cal.seeds(3, (len(mu), replicates)))
-    return np.array(out.losses)
-
-
-def noisy(sd):
-    def run(params, seed):
-        import numpy as np
-
-        return {"x": params["mu"] + sd * np.random.default_rng(seed).standard_normal(4)}
-
-    return run
-
-
-def failing(what):
-    """Fails, in some way, where mu is above 1."""
-
-    def run(params, seed):
-        if params["mu"] > 1:
-            what()
-        return {"x": [params["mu"]] * 4}
-
-    return run
-
+from calibrant.black_box import Joblib
 
 # Runs ---------------------------------------------------------------------------------------------------------------
 
@@ -212,93 +175,6 @@ def test_a_failed_run_is_made_again_with_the_same_seed(tmp_path):
         assert (len(tries), len(set(tries)), model.n_failed) == (retries + 1, 1, failed)
 
 
-# External programs --------------------------------------------------------------------------------------------------
-
-
-def command(arguments, output=None, **kwargs):
-    kwargs = {"parameters": {"mu": 0.25, "rates": [0.5, 2.0]}, "outputs": {"x": 2}, **kwargs}
-    return cal.BlackBox(Command(arguments, output), executor=HERE, **kwargs)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "output"),
-    [
-        pytest.param(
-            ["sh", "-c", 'printf "x,y\\n%s,1\\n%s,\\n" {mu} {seed}'], Csv(), id="as arguments, and a printed table"
-        ),
-        pytest.param(
-            ["sh", "-c", 'printf "x\\n{mu}\\n{seed}\\n" > {directory}/out.csv'],
-            Csv("out.csv"),
-            id="as arguments, and a file",
-        ),
-        pytest.param(["sh", "-c", 'echo "{ \\"x\\": [{mu}, {seed}] }"'], Json(), id="as arguments, and printed JSON"),
-        pytest.param(
-            ["awk", "-F[:,} ]+", '{ print "[" $3 "," $(NF - 1) "]" }'],
-            Json(),
-            id="on standard input, and printed JSON",
-        ),
-        pytest.param(
-            ["awk", "-F[:,} ]+", '{ print "[" $3 "," $(NF - 1) "]" }', "{parameters}"],
-            Json(),
-            id="in a file, and printed JSON",
-        ),
-    ],
-)
-def test_parameters_reach_a_program_and_its_outputs_come_back(arguments, output):
-    outputs = (2,) if arguments[0] == "awk" else {"x": 2}
-    model = command(arguments, output, outputs=outputs)
-    out = cal.simulate(model, model.default_params, seed=4).outputs
-    mu, seed = np.asarray(out if outputs == (2,) else out["x"])
-    assert model.failures == []
-    assert mu == 0.25
-    same = black_box(lambda params, seed: np.array([seed]), outputs=(1,))
-    assert seed == cal.simulate(same, same.default_params, seed=4).outputs[0]
-
-
-def test_columns_of_a_program_s_table_become_an_array():
-    text = 'printf "x[0],x[1],y\\n1,2,7\\n3,4,\\n"'
-    model = command(["sh", "-c", text], Csv(), outputs={"x": (2, 2), "y": (1,)})
-    out = cal.simulate(model, model.default_params, seed=0).outputs
-    assert (out["x"].tolist(), out["y"].tolist()) == ([[1, 2], [3, 4]], [7])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "output", "message"),
-    [
-        pytest.param(
-            ["sh", "-c", "echo first >&2; echo no such file >&2; exit 3"],
-            Json(),
-            "sh ended with exit code 3: no such file",
-            id="an exit code",
-        ),
-        pytest.param(["echo", "done"], Json(), "what the program wrote is no JSON", id="no JSON"),
-        pytest.param(["echo", "y"], Csv(), "there is no column 'x'; the program wrote y", id="no column"),
-        pytest.param(["printf", "x\\na\\nb\\n"], Csv(), "column 'x' holds what is no number", id="no number"),
-        pytest.param(["true"], Csv("out.csv"), "the program wrote no out.csv that can be read", id="no file"),
-    ],
-)
-def test_a_program_that_goes_wrong_is_a_failed_run_with_its_reason(arguments, output, message, tmp_path):
-    model = command(arguments, output, keep_errors_in=tmp_path)
-    assert np.all(np.isnan(cal.simulate(model, model.default_params, seed=0).outputs["x"]))
-    assert model.failures[0].message.startswith(message)
-    if arguments[0] == "sh":
-        assert "first\nno such file\n" in model.failures[0].file.read_text()
-
-
-def test_a_program_that_hangs_is_killed_with_all_it_started(tmp_path):
-    script = f"sleep 60 & echo $! > {tmp_path}/child; wait"
-    model = command(["sh", "-c", script], timeout=0.5)
-    cal.simulate(model, model.default_params, seed=0).outputs["x"].block_until_ready()
-    assert model.failures[0].message == "sh took more than 0.5 s and was killed"
-    child = Path("/proc", (tmp_path / "child").read_text().strip(), "stat")
-    for _ in range(100):  # until its parent has taken note
-        if not child.exists() or child.read_text().split()[2] == "Z":
-            break
-        time.sleep(0.1)
-    else:
-        raise AssertionError("the child of a killed program lives on")
-
-
 # What is refused --------------------------------------------------------------------------------------------------
 
 
@@ -424,83 +300,6 @@ def test_a_black_box_with_noise_has_the_conjugate_posterior_of_a_normal_mean(est
     assert abs(draws.mean() - variance * DATA["x"].sum() / sd**2) < 0.2 * np.sqrt(variance)
     assert abs(draws.std() / np.sqrt(variance) - 1) < 0.15
     assert result.n_failed == model.n_failed == 0
-
-
-# Configurations -------------------------------------------------------------------------------------------------------
-
-CONFIG = """
-[model]
-name = "python"
-[model.options]
-function = "walk:run"
-outputs = { x = 4 }
-workers = 1
-parameters = { mu = { default = 0.5, units = "m" }, rates = [1.0, 2.0] }
-start = 2020-03-01
-[data]
-synthetic = { seed = 1 }
-[loss]
-name = "gaussian"
-scale = 1.0
-[parameters.mu]
-prior = { distribution = "Normal", loc = 0.0, scale = 1.0 }
-[method]
-estimator = "flow-score"
-"""
-
-
-def test_a_configuration_names_a_python_function(here):
-    (here / "walk.py").write_text(
-        "def run(params, seed):\n    return {'x': [params['mu'], *params['rates'], seed % 7]}\n"
-    )
-    problem, prior, _ = parse_config(CONFIG, "config").build(here)
-    assert prior.names == ("mu",)
-    assert problem.model.Params.describe()["mu"].units == "m"
-    assert problem.model.dates[-1] == dt.date(2020, 3, 4)
-    assert problem.data["x"][:3].tolist() == [0.5, 1.0, 2.0]
-    workers = parse_config(CONFIG.replace("workers = 1", "workers = 2"), "config").build(here)[0]
-    np.testing.assert_array_equal(workers.data["x"], problem.data["x"])
-
-
-def test_a_configuration_names_a_command(here):
-    (here / "out.csv").write_text("x\n1\n2\n3\n4\n")
-    text = CONFIG.replace('"python"', '"command"').replace(
-        'function = "walk:run"',
-        'command = ["sh", "-c", "cp out.csv {directory}"]\noutput = "csv"\noutput_file = "out.csv"',
-    )
-    problem, _, _ = parse_config(text, "config").build(here)
-    assert problem.data["x"].tolist() == [1, 2, 3, 4]
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        pytest.param(
-            '"flow-score"', '"straight-through"', r"BlackBox has no derivative; use estimator", id="a derivative"
-        ),
-        pytest.param("walk:run", "walk:walk", "model.options: .*has no attribute 'walk'", id="no such function"),
-        pytest.param("walk:run", "nowhere:run", "model.options: .*No module named 'nowhere'", id="no such module"),
-        pytest.param("walk:run", "walk", "'module:function', got 'walk'", id="a module without a function"),
-        pytest.param("x = 4", "x = 0", "model.options.outputs.x: ", id="an output at no times"),
-        pytest.param("x = 4", "x = []", r"model.options: The shape of output 'x'", id="an output without a shape"),
-        pytest.param(
-            "workers = 1", "worker = 1", "model.options.worker: there is no such field", id="a misspelt option"
-        ),
-        pytest.param("outputs = { x = 4 }", "", "model.options.outputs: Field required", id="no outputs"),
-        pytest.param("[1.0, 2.0]", '"a"', "model.options.parameters.rates: ", id="a default that is no number"),
-        pytest.param(
-            '"python"',
-            '"pyton"',
-            "no model 'pyton'.*command, python, torch, or module:Class",
-            id="a misspelt kind of model",
-        ),
-        pytest.param('"python"', '"command"', "model.options.command: Field required", id="a command without one"),
-    ],
-)
-def test_a_configuration_of_a_black_box_that_cannot_run_is_refused(old, new, message, here):
-    (here / "walk.py").write_text("def run(params, seed):\n    return {'x': [params['mu']] * 4}\n")
-    with pytest.raises(ConfigError, match=message):
-        parse_config(CONFIG.replace(old, new), "config").build(here)
 
 
 def test_an_output_too_large_for_float32_is_a_failed_run():

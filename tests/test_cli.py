@@ -30,20 +30,20 @@ def calibrated(folder, text, *arguments):
 
 
 def test_a_calibration_writes_a_run_that_is_overwritten_reported_and_simulated(here, monkeypatch, capsys):
-    (here / "c.toml").write_text(SMALL.format(data="synthetic = { seed = 1 }"))
+    (here / "c.toml").write_text(WALK)
     code, out, err = run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet")
     assert (code, err) == (0, "")
     assert "report: runs/c/report.html" in out
     names = {p.name for p in (here / "runs/c").iterdir()}
     assert names == {"posterior.nc", "flow.h5", "manifest.json", "metrics.jsonl", "config.toml", "report.html"}
     page = (here / "runs/c/report.html").read_text()
-    assert "beta" in page
+    assert ">p<" in page
     assert page.count("data:image/png;base64") == 3
     assert "http://" not in page
     assert "https://" not in page
     manifest = json.loads((here / "runs/c/manifest.json").read_text())
     assert manifest["config"]["method"]["max_updates"] == 20
-    assert set(manifest["posterior"]) == {"beta", "gamma"}
+    assert set(manifest["posterior"]) == {"p"}
 
     code, _, _ = run(monkeypatch, capsys, "calibrate", "c.toml", "--quiet", "--overwrite")
     assert code == 0
@@ -61,7 +61,7 @@ def test_a_calibration_writes_a_run_that_is_overwritten_reported_and_simulated(h
     code, out, _ = run(monkeypatch, capsys, "simulate", "runs/c")
     rows = list(csv.DictReader(out.splitlines()))
     assert len(rows) == 8
-    assert set(rows[0]) == {"time", "infected", "recovered"}
+    assert set(rows[0]) == {"time", "value[0]"}
 
 
 def test_a_run_directory_that_exists_is_refused_and_left_as_it_is(here, monkeypatch, capsys):

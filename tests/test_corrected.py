@@ -10,8 +10,8 @@ import numpyro.distributions as dist
 import pytest
 import toys
 from covering import product
+from enumerated import problem_of
 from jaxtyping import Array
-from test_estimators import problem_of
 
 import calibrant as cal
 from calibrant.inference._corrected import Memory

@@ -98,10 +98,9 @@ def _small_problem(agents):
 
 def test_a_calibration_learns_the_same_on_many_devices():
     problem = _small_problem(200)
-    family = cal.posteriors.FullRankGaussian()
-    method = cal.GVI(
-        weight=0.1, max_updates=4, evaluate_every=2, evaluation_simulations=4, kl_samples=20, family=family
-    )
+    family, few = cal.posteriors.FullRankGaussian(), {"evaluation_simulations": 4, "kl_samples": 20}
+    # What a derivative is on a mesh has tests of its own.
+    method = cal.GVI(weight=0.1, max_updates=4, evaluate_every=2, family=family, estimator=cal.FlowScore(), **few)
     alone = cal.calibrate(problem, method=method, progress=False)
     with MESHES["both"]:
         divided = cal.calibrate(problem, method=method, progress=False)

@@ -132,6 +132,7 @@ def expect(said: str, name: str, low: float, median: float, high: float) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_readme_says_what_its_example_prints(here):
     names = run_page("README.md")
     (said,) = re.findall(r"^print\(result.quantiles\(\)\)  # (.*)$", README, re.MULTILINE)
@@ -142,6 +143,7 @@ def test_readme_says_what_its_example_prints(here):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_readme_says_what_the_outbreak_gives(here, monkeypatch, capsys):
     """`make calibrate` gives the caption of the picture, and `calibrant check` the width of intervals.
 

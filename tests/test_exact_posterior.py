@@ -16,7 +16,7 @@ import calibrant as cal
 
 REFERENCE = Path(os.environ.get("CALIBRANT_DATA", Path(__file__).parents[2] / "shared" / "data")) / "brock_hommes"
 NAMES = ("g2", "b2", "g3", "b3")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.optimised]
 
 
 def problem_of(prices):

@@ -137,7 +137,7 @@ def test_failures_that_are_as_likely_everywhere_do_not_move_the_posterior():
 
 
 def test_the_learnt_probability_of_success_is_part_of_the_likelihood():
-    result = calibrated(LearnProbability(), 3.0, 0.5, cal.estimators.Pathwise(), updates=1500)
+    result = calibrated(LearnProbability(), 3.0, 0.5, cal.estimators.Pathwise(), updates=700)
     wanted = optimum(lambda t: (t - 1) ** 2 - np.log(expit(-3 * t)))
     np.testing.assert_allclose(moments(result), wanted, atol=0.08)
     left_out = calibrated(LeaveOut(), 3.0, 0.5, cal.estimators.Pathwise(), max_failed_fraction=1.0)

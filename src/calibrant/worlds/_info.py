@@ -106,12 +106,25 @@ def figure(world: World) -> Any:
     points = axis.scatter(
         world.longitude, world.latitude, s=np.clip(4e3 / world.n_areas, 4, 60), c=people, cmap="viridis"
     )
-    axis.set_aspect(1 / np.cos(np.radians(world.latitude.mean())))
+    _square_map(axis, world)
     axis.set(title="Residents an area", xlabel="longitude", ylabel="latitude")
     made.colorbar(points, ax=axis)
     for axis in axes.ravel():
         axis.spines[["top", "right"]].set_visible(False)
     return made
+
+
+def _square_map(axis: Any, world: World) -> None:
+    """Limits that hold all areas, at least 0.04 degrees of latitude apart: a world may have one area."""
+    stretch = 1 / np.cos(np.radians(world.latitude.mean()))  # of a degree of latitude, over one of longitude
+    spans = np.ptp(world.latitude), np.ptp(world.longitude) / stretch
+    half = max(0.55 * max(spans), 0.02)
+    for set_limits, x, unit in ((axis.set_ylim, world.latitude, 1.0), (axis.set_xlim, world.longitude, stretch)):
+        middle = (x.max() + x.min()) / 2
+        set_limits(middle - half * unit, middle + half * unit)
+    axis.set_aspect(stretch)
+    axis.ticklabel_format(useOffset=False)
+    axis.locator_params(nbins=4)
 
 
 def _household_sizes(world: World) -> np.ndarray:
