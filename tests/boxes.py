@@ -5,7 +5,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 import calibrant as cal
-from calibrant.black_box import Joblib
+from calibrant.black_box import Command, Joblib
 
 HERE = Joblib(1)
 MU = {"mu": cal.parameter(0.3, prior=dist.Normal(0.0, 1.0), units="m")}
@@ -40,3 +40,8 @@ def failing(what):
         return {"x": [params["mu"]] * 4}
 
     return run
+
+
+def command(arguments, output=None, **kwargs):
+    kwargs = {"parameters": {"mu": 0.25, "rates": [0.5, 2.0]}, "outputs": {"x": 2}, **kwargs}
+    return cal.BlackBox(Command(arguments, output), executor=HERE, **kwargs)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from boxes import DATA, black_box, failing, losses, noisy
+from boxes import DATA, black_box, command, failing, losses, noisy
 
 import calibrant as cal
 from calibrant.black_box import Joblib

@@ -5,15 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from boxes import HERE, black_box
+from boxes import black_box, command
 
 import calibrant as cal
-from calibrant.black_box import Command, Csv, Json
-
-
-def command(arguments, output=None, **kwargs):
-    kwargs = {"parameters": {"mu": 0.25, "rates": [0.5, 2.0]}, "outputs": {"x": 2}, **kwargs}
-    return cal.BlackBox(Command(arguments, output), executor=HERE, **kwargs)
+from calibrant.black_box import Csv, Json
 
 
 @pytest.mark.parametrize(

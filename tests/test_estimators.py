@@ -159,7 +159,7 @@ def accepted(estimator, replicates):
         data = {"infected": np.full(steps, 8.0), "recovered": np.full(steps, 2.0)}
         loss = cal.losses.Streams({"infected": mse, "recovered": mse})
         problem = cal.Problem(model, data, loss, params=model.Params(initial=2.0), steps=steps)
-        if estimator.runs(problem, 2) < 1000:
+        if estimator.runs(problem, 2) < 5000:
             return problem
     raise AssertionError(estimator)
 

@@ -1,5 +1,6 @@
 """Brock and Hommes with its tractable likelihood: the flow is the posterior that NUTS finds."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def flow_draws(problem, n=2000, first=600, then=3000):
     )
     state, _ = wide.step(problem, wide.init(problem, prior, 1), first)
     fresh = exact.init(problem, prior, 1)
-    state = cal.inference.State(state.posterior, fresh.optimiser, state.update, state.seed)
+    state = dataclasses.replace(fresh, posterior=state.posterior, update=state.update)
     state, _ = exact.step(problem, state, then)
     draws = state.posterior.sample(3, n)
     return np.stack([np.asarray(draws[name]) for name in NAMES], axis=1)

@@ -28,8 +28,13 @@ def _gradient(model, mode, horizon=None, names=("log_seed", "log_beta_household"
     return jax.jit(jax.value_and_grad(objective))(values)
 
 
-@functools.cache
 def _town(days=10):
+    return _town_in(days, jax.config.jax_enable_x64)
+
+
+@functools.cache
+def _town_in(days, x64):
+    """One for each precision: it holds arrays."""
     return June(worlds.build_world(400, seed=2), Calendar(MONDAY, days))
 
 

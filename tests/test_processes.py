@@ -122,7 +122,7 @@ def test_checks_and_comparisons_over_two_processes(here, monkeypatch, capsys):
         ("compare", "c.toml", "--methods", "gvi,point,smc-abc,nuts,mala", "--budget", "12000", "--quiet"),
     ):
         processes = _start(2, *arguments)
-        said = _ended(processes, 600)
+        said = _ended(processes, 1800)
         assert [p.returncode for p in processes] == [0, 0], said
     for made in ("x.png", "run/check.json", "run/check-weight.png", "comparisons/c/comparison.json"):
         assert (here / made).is_file()
@@ -185,6 +185,7 @@ def test_a_bundled_model_is_simulated_and_differentiated_the_same_over_processes
 
 
 @pytest.mark.slow
+@pytest.mark.optimised  # as the processes are
 @pytest.mark.parametrize("mode", ["reverse", "auto"])
 def test_two_processes_learn_what_one_does(mode, here, monkeypatch, capsys):
     (here / "c.toml").write_text(CONFIG % 4 + f'mode = "{mode}"\n')

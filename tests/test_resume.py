@@ -257,6 +257,7 @@ def test_a_run_that_another_process_is_making_is_refused(here, monkeypatch, caps
 
 
 @pytest.mark.slow
+@pytest.mark.optimised  # as the process that is killed
 def test_the_command_resumes_a_killed_process(here, monkeypatch, capsys):
     """It is killed, then interrupted, and ends as the whole run does."""
     with process_that_is_killed(here):
