@@ -84,7 +84,6 @@ def test_what_runs_out_of_memory_after_all_is_not_chosen(town, free, monkeypatch
 
 
 @pytest.mark.slow
-@pytest.mark.optimised
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is reset by Linux alone")
 def test_the_plan_stays_inside_the_budget_as_measured():
     """Resident memory at its peak, in MB, where reverse mode takes several times the budget."""
