@@ -5,7 +5,9 @@ PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c $(CONSTRAINTS)
+# Bytecode on all cores, where pip makes it on one. Files that are no Python, as templates are, are passed over.
+BYTECODE := -$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib
 # One worker a core, each of which needs up to 6 GB.
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
@@ -42,11 +44,13 @@ $(VENV)/bin/python:
 
 $(VENV)/.calibrant: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
 	$(PIP) -e .
+	$(BYTECODE)
 	touch $@
 
 # An optional group of dependencies.
 $(VENV)/.%: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
 	$(PIP) -e '.[$*]'
+	$(BYTECODE)
 	touch $@
 
 clean:

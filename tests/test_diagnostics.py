@@ -86,12 +86,12 @@ def test_a_parameter_that_the_horizon_cuts_is_named():
     problem = cal.Problem(model, {"y": data["y"]}, loss, inputs=inputs)
     prior = cal.Prior({"a": dist.Normal(0.7, 0.3), "start": dist.Normal(0.5, 2.0)})
     method = cal.GVI(horizon=cal.SlidingHorizon(0))
-    health = gradients(problem, prior, method, points=4, repeats=4)
+    health = gradients(problem, prior, method, points=4, repeats=4, others=[])
     text = " ".join(advise(health))
     assert "start is zero" in text
     assert "`keep`" in text
     kept = cal.GVI(horizon=cal.SlidingHorizon(0, keep=("start",)))
-    assert "is zero" not in " ".join(advise(gradients(problem, prior, kept, points=4, repeats=4)))
+    assert "is zero" not in " ".join(advise(gradients(problem, prior, kept, points=4, repeats=4, others=[])))
 
 
 @pytest.mark.slow
