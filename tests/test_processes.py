@@ -129,7 +129,7 @@ def test_checks_and_comparisons_over_two_processes(here, monkeypatch, capsys):
     rows = json.loads((here / "comparisons/c/comparison.json").read_text())["rows"]
     assert len(rows) == 5
     assert all(row["successful"] for row in rows)
-    assert sorted(p.name for p in here.iterdir()) == ["c.toml", "comparisons", "run", "x.png"]
+    assert sorted(p.name for p in here.iterdir()) == ["c.toml", "comparisons", "run", "x.json", "x.png"]
 
 
 def _ended(processes, within):
