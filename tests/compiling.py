@@ -26,11 +26,29 @@ def compile_quickly(quickly: bool) -> None:
     # JAX writes each program in a context of its own, and making one takes longer than writing a small program in it.
     mlir.make_ir_context = functools.cache(_new_context) if quickly else _new_context
     jax.config.update("jax_disable_most_optimizations", quickly)
-    compiler.get_compile_options = _quick_options if quickly else _options_of_jax
+    compiler.get_compile_options = _options_of_jax
+    if quickly:
+        compiler.get_compile_options = functools.partial(_quick_options, _known())
 
 
-def _quick_options(*arguments, env_options_overrides=None, **named):
-    return _options_of_jax(*arguments, env_options_overrides=_QUICK | dict(env_options_overrides or {}), **named)
+def _quick_options(quick, *arguments, env_options_overrides=None, **named):
+    return _options_of_jax(*arguments, env_options_overrides=quick | dict(env_options_overrides or {}), **named)
+
+
+@functools.cache
+def _known():
+    """Those that this compiler has: some come and go with releases of XLA."""
+
+    def is_known(name):
+        try:
+            jax.jit(lambda x: x, compiler_options={name: _QUICK[name]}).lower(0.0).compile()
+        except jax.errors.JaxRuntimeError as error:
+            if name not in str(error):
+                raise
+            return False
+        return True
+
+    return {name: _QUICK[name] for name in _QUICK if is_known(name)}
 
 
 class no_compilation:
