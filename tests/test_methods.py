@@ -392,7 +392,6 @@ def test_a_method_of_a_configuration_is_run_and_read_back(here, monkeypatch, cap
     assert (here / "runs/c/report.html").read_text() == page
 
 
-@pytest.mark.slow
 def test_methods_are_compared_at_equal_numbers_of_simulations(here, monkeypatch, capsys):
     (here / "c.toml").write_text(CONFIG.format(method=MALA))
     arguments = ("--methods", "gvi,smc-abc", "--budget", "2000", "--quiet")
